@@ -31,6 +31,7 @@ from seed.reporting.wording import (
     list_layers,
     name_drop,
     name_proxy,
+    take_percent,
 )
 
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
@@ -258,10 +259,6 @@ def describe_order(depth: DepthFidelity) -> str:
 
 def judge_scores(difference: ProxyDifference) -> str:
     """Return what a difference and its interval allow to say."""
-    if difference.tau.value is None:
-        return "there is no order to compare"
-    if difference.tau.low is None:
-        return "too few candidates to tell"
     if difference.favours is None:
         return "cannot tell them apart"
     return f"in favour of {name_proxy(difference.favours)}"
@@ -285,12 +282,9 @@ def tell_recoveries(
     panels: dict[str, list[Dot]] = {}
     for row in rows:
         groups.setdefault((row.key, row.at), []).append(row)
-        value, low, high = (
-            None if end is None else 100 * end for end in (row.excess.value, row.excess.low, row.excess.high)
-        )
         dot = Dot(
             row=f"{titles[row.recovery]}, {row.at}",
-            estimate=Estimate(value=value, low=low, high=high),
+            estimate=take_percent(row.excess),
             color=OTHER if row.at == "equal time" else DEPTH_COLORS[0],
         )
         panels.setdefault(name_key(row.key), []).append(dot)

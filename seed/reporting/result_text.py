@@ -10,7 +10,7 @@ import msgspec
 
 from seed.console import Terminal
 from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain
-from seed.records import DenseResult, Estimate, Latency
+from seed.records import DenseResult, Latency
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
@@ -18,6 +18,7 @@ from seed.reporting.wording import (
     format_bytes,
     format_change,
     format_count,
+    format_interval,
     format_number,
     join_words,
     list_layers,
@@ -52,7 +53,7 @@ def describe_gain(model: Model, dense: DenseResult) -> str:
     """Return ``1.17x faster, +5.9 % PPL, 14 % smaller``."""
     added = msgspec.structs.replace(read_excess(model.ppl_ratio), low=None)
     size = compare_size(model.size.num_params, dense_num_params=dense.size.num_params)
-    return f"{format_speed(model.latency)}, {format_reach(added, '+,.1f', unit=PERCENT)} PPL, {size}"
+    return f"{format_speed(model.latency)}, {format_interval(added, '+,.1f', unit=PERCENT)} PPL, {size}"
 
 
 def describe_equivalence(found: Equivalence, result: StudyResult) -> str:
@@ -187,8 +188,8 @@ def list_model(model: Model, dense: DenseResult) -> dict[str, str | None]:
     kl, top1 = quality.kl_divergence, quality.top1_agreement
     return {
         "without layers": name_model(model),
-        "speed [95 %]": format_reach(read_speedup(model.latency), ".2f", unit="x"),
-        "PPL [95 %]": format_reach(read_excess(model.ppl_ratio), "+,.1f", unit=PERCENT),
+        "speed [95 %]": format_interval(read_speedup(model.latency), ".2f", unit="x"),
+        "PPL [95 %]": format_interval(read_excess(model.ppl_ratio), "+,.1f", unit=PERCENT),
         "yours": None if model.user_score is None else f"{model.user_score:g}",
         "size": f"{format_bytes(size.weight_bytes)} ({share:+.0f}{PERCENT})",
         "parameters": format_count(size.num_params),
@@ -247,16 +248,6 @@ def write_table(rows: Sequence[Mapping[str, str | None]]) -> list[str]:
         begin, *more = textwrap.wrap(head, widths[0])
         lines += ["  ".join([begin.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]), *more]
     return [lines[0], "─" * len(lines[0]), *lines[1:]]
-
-
-def format_reach(estimate: Estimate, spec: str, *, unit: str) -> str:
-    """Return ``1.17x [1.13, 1.20]``; the interval is left out where there is none."""
-    if estimate.value is None:
-        return ABSENT
-    value = f"{estimate.value:{spec}}{unit}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
 
 
 def format_speed(latency: Latency) -> str:

@@ -104,25 +104,30 @@ def format_latency_ratio(latency: Latency) -> str:
     return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
 
 
-def format_interval(estimate: Estimate, *, places: int = 3, sign: str = "", factor: float = 1.0, unit: str = "") -> str:
-    """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none."""
+def format_interval(estimate: Estimate, spec: str = ",.3f", *, unit: str = "", end: str = "") -> str:
+    """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none. ``unit`` follows the value, ``end`` the whole."""
     if estimate.value is None:
         return ABSENT
-    spec = f"{sign},.{places}f"
-    value = format(factor * estimate.value, spec)
+    value = f"{estimate.value:{spec}}{unit}"
     if estimate.low is None or estimate.high is None:
-        return value + unit
-    return f"{value} [{format(factor * estimate.low, spec)}, {format(factor * estimate.high, spec)}]{unit}"
+        return value + end
+    return f"{value} [{estimate.low:{spec}}, {estimate.high:{spec}}]{end}"
 
 
 def format_signed(estimate: Estimate) -> str:
     """Return ``+0.78 [+0.60, +0.90]``."""
-    return format_interval(estimate, places=2, sign="+z")
+    return format_interval(estimate, "+z,.2f")
 
 
-def format_change(estimate: Estimate, *, places: int = 2) -> str:
+def format_change(share: Estimate) -> str:
     """Return a share as ``+1.20 [+0.70, +1.70] %``."""
-    return format_interval(estimate, places=places, sign="+z", factor=100.0, unit="\u00a0%")
+    return format_interval(take_percent(share), "+z,.2f", end="\u00a0%")
+
+
+def take_percent(share: Estimate) -> Estimate:
+    """Return a share in per cent."""
+    value, low, high = (None if end is None else 100 * end for end in (share.value, share.low, share.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 def compare_size(num_params: int, *, dense_num_params: int) -> str:
