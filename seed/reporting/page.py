@@ -22,6 +22,7 @@ from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figure, render
 from seed.reporting.figures import draw_gallery
 from seed.reporting.result_text import (
+    Table,
     describe_certainty,
     describe_equivalence,
     describe_worth,
@@ -77,6 +78,7 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         data={"stops": stops, **gather_data(record)},
         worth=describe_worth(record.gain) if record.gain else "",
         models=make_table(list_models(result)),
+        distillations=tabulate_distillations(record.distilled),
     )
 
 
@@ -205,30 +207,24 @@ def list_settings(record: StudyRecord) -> dict[str, object]:
     told = {name: value for name, value in plan.items() if name not in ("storage", "command")}
     return {
         "Study": {**told, "fingerprint": record.plan.fingerprint, **Counter(trial.state for trial in record.trials)},
-        "Distillation": gather_settings(record.distilled),
         "Protocol: what decides the meaning of the numbers": protocol,
         "Environment: versions and hardware": msgspec.to_builtins(record.environment),
     }
 
 
-def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
-    """Return the settings that all distillations share, then what is each model's own."""
-    every = [result.settings for result in results]
-    shared = {
-        key: value for one in every[:1] for key, value in one.items() if all(other.get(key) == value for other in every)
-    }
-    own = {
-        f"without {list_layers(r.candidate.dropped_layers)}": ", ".join(
-            [f"{key.replace('_', ' ')} {value}" for key, value in r.settings.items() if key not in shared]
-            + [
-                f"started from {name_proxy(r.start)}",
-                f"kept step {r.best_step:,} of {r.curve[-1].step if r.curve else r.best_step:,}",
-                f"took {r.seconds:,.0f} s",
-            ]
-        )
-        for r in results
-    }
-    return {**shared, **own}
+def tabulate_distillations(results: Sequence[DistillResult]) -> Table:
+    """Return the table of how each model was distilled."""
+    rows: list[dict[str, str | None]] = [
+        {
+            "without layers": list_layers(one.candidate.dropped_layers),
+            "start": name_proxy(one.start),
+            "kept step": f"{one.best_step:,}",
+            "seconds": f"{one.seconds:,.0f}",
+            **{key.replace("_", " "): str(value) for key, value in one.settings.items()},
+        }
+        for one in results
+    ]
+    return make_table(rows, title="How each was distilled.")
 
 
 # ---- all trials

@@ -117,23 +117,20 @@ def describe_worth(gain: SearchGain) -> str:
 def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:
     """Return what a baseline would have reached at each depth, and at which share of the search's cost."""
     share = f" ({baseline.cost / gain.cost:.2f} × the search's cost)" if gain.cost and baseline.is_whole else ""
-    told = ", ".join(describe_pick(pick) for pick in baseline.picks)
-    if baseline.picks and all(pick.candidate == pick.best for pick in baseline.picks):
-        told = "the same set at every depth that it reached" if len(baseline.picks) > 1 else "the same set"
-    needs = "it needs scores that the search did not make (python -m seed.experiment compare)"
-    rest = "" if baseline.is_whole else f"deeper {needs}" if baseline.picks else needs
-    return f"{baseline.title}{share}: {'; '.join(filter(None, (told, rest)))}"
+    told = [describe_lag(pick) for pick in baseline.picks]
+    if not baseline.is_whole:
+        told.append("else it needs scores that the search did not make (python -m seed.experiment compare)")
+    return f"{baseline.title}{share}: {', '.join(told)}"
 
 
-def describe_pick(pick: BaselinePick) -> str:
-    """Return how a baseline's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
+def describe_lag(pick: BaselinePick) -> str:
+    """Return how a baseline's pick lies to the search's: ``−2: PPL +1.3 ± 0.2 % (5, 6)``."""
     drop, layers = name_drop(len(pick.candidate.dropped_layers)), list_layers(pick.candidate.dropped_layers)
     if pick.candidate == pick.best:
         return f"{drop}: the same set"
     if pick.ppl_ratio is None or pick.standard_error is None:
         return f"{drop}: not scored ({layers})"
-    excess, error = (format_number(100 * value, places=1) for value in (abs(pick.ppl_ratio - 1), pick.standard_error))
-    return f"{drop}: PPL {excess} ± {error}\u00a0% {'higher' if pick.ppl_ratio >= 1 else 'lower'} ({layers})"
+    return f"{drop}: PPL {100 * pick.ppl_ratio - 100:+.1f} ± {100 * pick.standard_error:.1f}\u00a0% ({layers})"
 
 
 # ---- tables
@@ -223,8 +220,10 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
         "" if result.best else NOTHING_SCORED,
         describe_unhelped(result),
         "The machine was busy while speed was measured: at another time it may differ." if result.disturbances else "",
-        *(name_fastest(found) for found in group_recommendations(result) if result.best),
     ]
+    if result.best:  # margins with one answer are told together
+        same = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
+        sentences += [name_fastest(list(found)) for _, found in same]
     lines = write_table([{name: row.get(name) for name in DECIDING} for row in rows])
     lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
     lines = [line.replace("\u00a0", " ") for line in lines]
@@ -256,11 +255,6 @@ def format_speed(latency: Latency) -> str:
     if speedup.low is not None and speedup.high is not None and speedup.low <= 1 <= speedup.high:
         return "not measurably faster"
     return f"{1 / latency.ratio:.2f}x faster" if latency.ratio < 1 else f"{latency.ratio:.2f}x slower"
-
-
-def group_recommendations(result: StudyResult) -> list[list[Recommendation]]:
-    """Return what to ship within each margin; margins with one answer are together."""
-    return [list(same) for _, same in itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))]
 
 
 def name_fastest(same: Sequence[Recommendation]) -> str:
