@@ -144,7 +144,7 @@ def choose_reach(estimates: Sequence[Estimate]) -> list[float] | None:
     """Return the ends of an axis that shows estimates with their intervals, but for those that are far off; None: there are none."""
     limit = find_limit([one.value for one in estimates if one.value is not None])
     near = [one for one in estimates if one.value is not None and one.value <= limit]
-    ends = [end for one in near for end in (one.low, one.value, one.high) if end is not None]
+    ends = [end for one in near for end in (one.low, one.value, one.high) if end is not None and math.isfinite(end)]
     room = 0.05 * (max(ends) - min(ends)) or 0.01 if ends else 0.0
     return [min(ends) - room, max(ends) + room] if ends else None
 

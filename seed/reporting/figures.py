@@ -98,7 +98,7 @@ def choose_range(result: StudyResult) -> tuple[float, float]:
 
 def draw_models(models: Sequence[Model], *, name: str, bars: bool = False, **marker: object) -> go.Scatter:
     """Draw models as points, coloured by depth unless ``marker`` says otherwise; with the 95 % intervals of both ratios if ``bars``."""
-    errors = {}
+    errors: dict[str, object] = {}
     if bars:
         speeds, losses = [read_latency_ratio(model.latency) for model in models], [model.ppl_ratio for model in models]
         errors = {"error_x": draw_bars(speeds), "error_y": draw_bars(losses)}
