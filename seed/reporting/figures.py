@@ -189,18 +189,19 @@ def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
 def draw_layer_map(result: StudyResult) -> go.Figure:
     """Draw which layers each frontier member drops; below, how often the best candidates of each depth drop each layer."""
     chosen = {model.key for model in result.best}
-    rows: dict[str, Sequence[float | None]] = {
+    above = {
         f"{name_drop(model.depth)}{' ★' if model.key in chosen else ''}{' ' * place}": mark_dropped(model.candidate)
         for place, model in enumerate(result.frontier)  # a label for each row
     }
-    if rows and result.drops:
-        rows[""] = [None] * result.record.space.num_layers
-    rows |= {f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})": row.shares for row in result.drops}
-    if not rows:
+    below = {f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})": row.shares for row in result.drops}
+    if not above and not below:
         return go.Figure()
+    num_layers = max(map(len, [*above.values(), *below.values()]))
+    gap = {"": [None] * num_layers} if above and below else {}
+    rows = {**above, **gap, **below}
     tiles = go.Heatmap(
         z=list(rows.values()),
-        x=list(range(result.record.space.num_layers)),
+        x=list(range(num_layers)),
         y=list(range(len(rows))),
         xgap=2,
         ygap=2,
