@@ -163,15 +163,7 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
 
 def format_value(value: object) -> str:
     """Return a value of a protocol as a cell has room for it: long ones by how they begin, layers by their runs."""
-    if value is None:
-        return ABSENT
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, list | tuple):
-        if value and all(type(item) is int for item in value):
-            return list_layers(value)
-        return ", ".join(map(format_value, value)) or ABSENT
-    text = str(value)
+        return list_layers(value) if all(type(item) is int for item in value) else ", ".join(map(str, value))
+    text = ABSENT if value is None else f"{value:,}" if type(value) is int else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
