@@ -119,7 +119,8 @@ def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:
     share = f" ({baseline.cost / gain.cost:.2f} × the search's cost)" if gain.cost and baseline.is_whole else ""
     told = [describe_lag(pick) for pick in baseline.picks]
     if not baseline.is_whole:
-        told.append("else it needs scores that the search did not make (python -m seed.experiment compare)")
+        begin = "deeper it needs" if told else "it needs"
+        told.append(f"{begin} scores that the search did not make (python -m seed.experiment compare)")
     return f"{baseline.title}{share}: {', '.join(told)}"
 
 
