@@ -37,7 +37,8 @@ from seed.reporting.wording import (
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
-VERDICTS = ("lower", "equivalent", "the same set", "cannot tell", "higher")  # from the best to the worst
+SAME = "the same set"
+VERDICTS = ("lower", "equivalent", SAME, "cannot tell", "higher")  # from the best to the worst
 OTHER = DEPTH_COLORS[1]
 FAR = "Each panel has its own axis; what is far off is in the tables alone."
 RATIOS = (
@@ -146,7 +147,7 @@ def describe_reached(summary: ComparisonSummary, rows: Sequence[Reached], *, tit
 def judge_reached(row: Reached, ours: Reached) -> str:
     """Return how a strategy's perplexity lies to the reference's, in a word of ``VERDICTS``."""
     if row.excess.value == 0 and set(row.picks) == set(ours.picks):
-        return "the same set"
+        return SAME
     if row.excess.low is None or row.excess.high is None or row.excess.low <= 0 <= row.excess.high:
         return "cannot tell"
     return "higher" if row.excess.low > 0 else "lower"
@@ -156,7 +157,11 @@ def describe_others(theirs: str, others: Sequence[tuple[str, Estimate, str]]) ->
     """Return how others' perplexities lie to the reference's: a title, the excess and the verdict of each."""
     told = []
     for verdict in VERDICTS:
-        named = [f"{title} ({format_change(excess)})" for title, excess, judged in others if judged == verdict]
+        named = [
+            title if verdict == SAME else f"{title} ({format_change(excess)})"
+            for title, excess, judged in others
+            if judged == verdict
+        ]
         told += [f"{verdict}: {', '.join(named)}"] if named else []
     return f" Beside {theirs}, {'; '.join(told)}." if told else ""
 
