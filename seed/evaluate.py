@@ -20,12 +20,13 @@ from seed.errors import ModelError, SeedError
 from seed.models.provenance import find_damage, find_origin, refuse_damaged
 from seed.records import DistillResult, DraftTiming, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, JudgedLines, describe_judged
-from seed.reporting.result_text import format_reach, write_table
+from seed.reporting.result_text import write_table
 from seed.reporting.wording import (
     count_things,
     describe_draft,
     describe_drafting,
     format_bytes,
+    format_interval,
     format_latency_ratio,
     format_number,
 )
@@ -412,7 +413,7 @@ def list_judged(line: JudgedLine) -> dict[str, str | None]:
         "PPL": None if line.ppl is None else format_number(line.ppl, places=2),
         "PPL to dense": None
         if line.ppl_ratio is None
-        else format_reach(read_excess(line.ppl_ratio), "+,.1f", unit=" %"),
+        else format_interval(read_excess(line.ppl_ratio), "+,.1f", unit=" %"),
         "latency": f"{line.latency_ms:,.1f} ms",
         "speed": None if line.latency_ratio is None else f"{1 / (line.latency_ratio.value or 1):.2f}x",
         "size": format_bytes(line.weight_bytes),

@@ -84,20 +84,10 @@ class SearchGain(Record, frozen=True, kw_only=True):
 
 
 class Sensitivity(Record, frozen=True, kw_only=True):
-    """What each layer and each pair of layers costs, by one proxy, on validation text. ``None``: not scored."""
+    """What each layer costs, by one proxy, on validation text. ``None``: not scored."""
 
     proxy: str
-    base: float | None  # PPL ratio before any of them goes: 1, unless the search went on from a recovered model
     singles: tuple[float | None, ...]  # PPL ratio without this layer alone, of shape (num_layers,)
-    pairs: tuple[tuple[int, int, float], ...]  # two layers, the lower first, and the PPL ratio without both
-
-
-class Progress(Record, frozen=True, kw_only=True):
-    """How the hypervolume of the frontier grew: the area of (PPL ratio, latency ratio) that scored candidates dominate."""
-
-    reference: tuple[float, float]  # PPL ratio and latency ratio of the corner that the area is measured from
-    num_trials: int
-    steps: tuple[tuple[int, float], ...]  # trial number and hypervolume, where it grew
 
 
 class StudyRecord(Record, frozen=True, kw_only=True):
@@ -116,7 +106,6 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     replications: dict[str, Replication] = msgspec.field(default_factory=dict)  # by key, of several distillations
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
-    progress: Progress | None = None
     is_running: bool = False  # the search goes on, and all this may change
 
 

@@ -1,4 +1,4 @@
-"""Write a study's report again, as pictures too, or set studies side by side: python -m seed.report studies/demo --png
+"""Write a study's report again, or set studies side by side: python -m seed.report studies/demo
 
 Needs neither model nor text, only the studies' folders.
 """
@@ -21,35 +21,24 @@ if TYPE_CHECKING:
     from seed.reporting.result_line import SearchLine, StagedLine
 
 
-def report_study(
-    path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (), storage: str | None = None
-) -> StudyRecord:
-    """Write the report of one study, and pictures in these formats; return what it shows.
+def report_study(path: Path, terminal: Terminal, *, storage: str | None = None) -> StudyRecord:
+    """Write the report of one study; return what it shows.
 
     ``storage``: the database that shows the study, where its search was given one.
 
     Raises:
-        SeedError: there is no such study, or no browser draws pictures.
+        SeedError: there is no such study.
     """
     study = study_dir.open_existing(path)
-    from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.result_text import show_result
     from seed.stages.publishing import open_shown, refresh_report
 
-    if formats:
-        find_browser()  # before anything is written
     with study_dir.lock(study):
         plan = read_plan(study)
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         result = refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, result, study=study)
-    if formats:
-        with terminal.stage("pictures", total=1) as advance:
-            written = write_pictures(draw_figures(result), page=study.report, target=study.pictures, formats=formats)
-            advance(1, "")
-        for index, picture in enumerate(written):
-            terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), wrap=False)
     return result.record
 
 
@@ -74,7 +63,8 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.studies import describe_studies, name_page, name_studies, render_studies_page
+    from seed.reporting.document import write_findings
+    from seed.reporting.studies import name_page, name_studies, tell_studies
     from seed.results import compute_result
     from seed.stages.study_record import gather_record
 
@@ -86,9 +76,11 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
             results.append(compute_result(gather_record(study)))
     named = dict(zip(name_studies(paths), results, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
-    study_dir.write_bytes(page, render_studies_page(named).encode())
-    for sentence in describe_studies(named):
-        terminal.say(sentence)
+    findings = tell_studies(named)
+    command = "\n\n".join(f"# {name}\n{result.record.plan.command}" for name, result in named.items())
+    write_findings(findings, page, command=command)
+    for answer in findings.answers:
+        terminal.say(answer)
     terminal.say(f"page: {page}", wrap=False)
     return page
 
@@ -98,16 +90,9 @@ class ReportCommand:
     """Write report.html of a study again; of several studies, one page that sets their frontiers side by side."""
 
     study: tuple[Path, ...] = argument("a study's folder, such as studies/demo", metavar="STUDY", many=True)
-    png: bool = option("write PNG pictures of the page's top and of every figure too", False)
-    svg: bool = option("write SVG pictures of every figure too", False)
     output: Path | None = option("where the page of several studies goes", metavar="FILE")
     storage: str | None = storage_option()
     json: bool = json_option()
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """Of pictures."""
-        return ("png",) * self.png + ("svg",) * self.svg
 
 
 def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedLine":
@@ -115,11 +100,9 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
     from seed.reporting.result_line import describe_search, describe_staged
 
     [path] = args.study
-    if study_dir.StudyFolder(path).stages.is_file() and not (args.formats or args.storage):
+    if study_dir.StudyFolder(path).stages.is_file() and not args.storage:
         return describe_staged(report_stages(path, terminal), path)
-    return describe_search(
-        report_study(path, terminal, formats=args.formats, storage=args.storage), study_dir.StudyFolder(path)
-    )
+    return describe_search(report_study(path, terminal, storage=args.storage), study_dir.StudyFolder(path))
 
 
 def main() -> None:
@@ -140,7 +123,7 @@ def check_options(args: ReportCommand) -> None:
     Raises:
         StudyError: with what to type instead.
     """
-    for_one = [*args.formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
+    for_one = [*["json"] * args.json, *["storage"] * bool(args.storage)]
     if len(args.study) > 1 and for_one:
         raise StudyError(
             f"--{for_one[0]}: is for one study, and {len(args.study)} were given. Name one, or leave it out."

@@ -30,10 +30,8 @@ class Model:
     quality: Quality
     ppl_ratio: Estimate  # with its 95 % interval; of several distillations their mean
     num_distilled: int  # 0: as the proxy sees it
-    spread: float | None = None  # standard deviation of the PPL ratios of several distillations
     unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
     user_score: float | None = None
-    num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
     @property
     def depth(self) -> float:
@@ -102,12 +100,9 @@ class StudyResult:
 
 def compute_result(record: StudyRecord) -> StudyResult:
     """Compute what a study found."""
-    distilled = tuple(
-        take_distilled(result, record.replications.get(result.key), num_tied=_count_untried(result, record))
-        for result in record.distilled
-    )
+    distilled = tuple(take_distilled(result, record.replications.get(result.key)) for result in record.distilled)
     proxy, members = record.frontier.proxy, record.frontier.members
-    frontier = tuple(take_scored(one.evaluation, proxy=proxy, num_tied=len(one.tied_with)) for one in members)
+    frontier = tuple(take_scored(one.evaluation, proxy=proxy) for one in members)
     best = choose_best(record, distilled, frontier)
     complete = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
     scored = [take_scored(one, proxy=proxy) for one in complete if proxy in one.qualities]
@@ -133,7 +128,7 @@ def compute_result(record: StudyRecord) -> StudyResult:
     )
 
 
-def take_distilled(result: DistillResult, replication: Replication | None = None, *, num_tied: int = 0) -> Model:
+def take_distilled(result: DistillResult, replication: Replication | None = None) -> Model:
     """Return a distilled model; its PPL ratio is the mean of its replicas where there are several."""
     is_mean = replication is not None and replication.ppl_ratio.value is not None
     return Model(
@@ -145,14 +140,12 @@ def take_distilled(result: DistillResult, replication: Replication | None = None
         quality=result.test,
         ppl_ratio=replication.ppl_ratio if replication and is_mean else read_interval(result.test),
         num_distilled=len(replication.rng_seeds) if replication and is_mean else 1,
-        spread=replication.spread if replication else None,
         unrecovered=result.test_unrecovered.ppl_ratio,
         user_score=result.user_score,
-        num_tied=num_tied,
     )
 
 
-def take_scored(evaluation: Evaluation, *, proxy: str, num_tied: int = 0) -> Model:
+def take_scored(evaluation: Evaluation, *, proxy: str) -> Model:
     """Return a candidate as the proxy sees it."""
     quality, raw = evaluation.qualities[proxy], evaluation.qualities.get("none")
     return Model(
@@ -164,14 +157,7 @@ def take_scored(evaluation: Evaluation, *, proxy: str, num_tied: int = 0) -> Mod
         ppl_ratio=read_interval(quality),
         num_distilled=0,
         unrecovered=None if raw is None else raw.ppl_ratio,
-        num_tied=num_tied,
     )
-
-
-def _count_untried(result: DistillResult, record: StudyRecord) -> int:
-    tried = {one.key for one in record.distilled}
-    members = [member for member in record.frontier.members if member.evaluation.candidate.key == result.key]
-    return len({key for member in members for key in member.tied_with} - tried)
 
 
 def choose_best(record: StudyRecord, distilled: Sequence[Model], frontier: Sequence[Model]) -> tuple[Model, ...]:
@@ -217,9 +203,9 @@ def _read_ratio(model: Model) -> float:
     return math.inf if model.ppl_ratio.value is None else model.ppl_ratio.value
 
 
-def find_nearest(result: StudyResult) -> Model:
-    """Return what comes nearest to what may be shipped, where nothing may: within the widest margin if there is one."""
-    return result.recommended[-1].slower or min(result.best, key=_read_ratio)
+def find_nearest(best: Sequence[Model], found: Recommendation) -> Model:
+    """Return what comes nearest to what may be shipped, where nothing may: within the margin if there is one."""
+    return found.slower or min(best, key=_read_ratio)
 
 
 def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
@@ -239,11 +225,6 @@ def mark_dropped(candidate: Candidate) -> list[float]:
     """Return 1 for each dropped layer, half for one that lacks a part and 0 for a whole one, of shape (num_layers,)."""
     gone = set(candidate.dropped_layers)
     return [1.0 if layer in gone else 0.5 * (layer in candidate.lacking) for layer in range(candidate.num_layers)]
-
-
-def link_candidate(candidate: Candidate) -> str:
-    """Return what a candidate is called on a page: ``1-7``."""
-    return "-".join(candidate.parts)
 
 
 # ---- as a draft of the dense model
@@ -298,71 +279,3 @@ def read_excess(ratio: Estimate) -> Estimate:
     """Return what a ratio is above 1, in per cent."""
     value, low, high = (None if end is None else 100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
     return Estimate(value=value, low=low, high=high)
-
-
-# ---- several studies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """The model that a study would ship within a margin."""
-
-    study: str
-    recommendation: Recommendation
-    model: Model
-    behind: Estimate  # its latency ratio over the leader's, less 1
-
-    @property
-    def is_level(self) -> bool:
-        """Can no difference in speed to the leader be told?"""
-        if self.behind.low is None or self.behind.high is None:
-            return True
-        return self.behind.low <= 0 <= self.behind.high
-
-
-def rank_studies(studies: Mapping[str, StudyResult], *, margin: int) -> list[Standing]:
-    """Return the studies that have a model within a margin, in per cent, the leader first, then by speed.
-
-    The leader is the fastest; of those whose speed cannot be told from the fastest one's, it is the one that loses the
-    least perplexity.
-    """
-    found = {study: recommend(result.best, margin=margin) for study, result in studies.items()}
-    models = {study: one.chosen for study, one in found.items() if one.chosen is not None}
-    if not models:
-        return []
-
-    def stand(leader: Model) -> list[Standing]:
-        return [
-            Standing(
-                study=study,
-                recommendation=found[study],
-                model=model,
-                behind=Estimate(value=0.0, low=0.0, high=0.0)
-                if model is leader
-                else measure_lead(model.latency, leader.latency),
-            )
-            for study, model in models.items()
-        ]
-
-    fastest = min(models.values(), key=lambda model: model.latency.ratio)
-    leader = min((one for one in stand(fastest) if one.is_level), key=lambda one: _read_ratio(one.model))
-    return sorted(stand(leader.model), key=lambda one: (one.study != leader.study, one.model.latency.ratio))
-
-
-def measure_lead(latency: Latency, best: Latency) -> Estimate:
-    """Return one latency ratio over another, less 1, with its 95 % interval; without, where one was timed too few times.
-
-    The two were measured apart, so their intervals are joined as those of independent estimates, on the logarithmic
-    scale (Zou and Donner, Statistics in Medicine 27, 2008).
-    """
-    ends = (latency.ratio_low, latency.ratio_high, best.ratio_low, best.ratio_high)
-    if None in ends:
-        return Estimate(value=latency.ratio / best.ratio - 1, low=None, high=None)
-    one, other, low, high, floor, top = (
-        math.log(max(ratio or 0.0, 1e-9)) for ratio in (latency.ratio, best.ratio, *ends)
-    )
-    return Estimate(
-        value=math.expm1(one - other),
-        low=math.expm1(one - other - math.hypot(one - low, top - other)),
-        high=math.expm1(one - other + math.hypot(high - one, other - floor)),
-    )

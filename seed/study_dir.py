@@ -49,7 +49,6 @@ class StudyFolder:
         self.models = root / "models"
         self.distilled = root / "distilled"
         self.unrecovered = root / "unrecovered"
-        self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
         self.scores = root / "scores.sqlite"
         self.gain = root / "gain.json"

@@ -98,11 +98,8 @@ def test_commands_on_studies_work(place):
     assert "perplexity:" in done.stdout
     report, compare = [words for words in shell_commands() if words[0] == "seed.report"]
     (place / "studies" / "demo" / "report.html").unlink()
-    done = run_seed(*report, cwd=place)
+    run_seed(*report, cwd=place)
     assert (place / "studies" / "demo" / "report.html").is_file()
-    pictures = sorted((place / "studies" / "demo" / "pictures").iterdir())
-    assert {"pareto.png", "report.png"} <= {path.name for path in pictures}
-    assert all(str(path.relative_to(place)) in done.stdout for path in pictures)
     done = run_seed(*compare, cwd=place)
     assert "Fastest within 5" in done.stdout
     assert (place / "studies" / "demo+gpt2-small.html").stat().st_size > 3_000_000

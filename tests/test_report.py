@@ -26,10 +26,9 @@ def place(tmp_path: Path) -> Path:
         (["a", "a/../a"], "the same study more than once"),
         (["a", "--output", "x.html"], "--output: is for several studies"),
         (["a", "b", "--output", "a/plan.json"], "--output a/plan.json: a page is an HTML file"),
-        (["a", "b", "--png"], "--png: is for one study, and 2 were given"),
-        (["a", "b", "--json"], "--json: is for one study"),
+        (["a", "b", "--json"], "--json: is for one study, and 2 were given"),
         (["a", "staged"], "staged: a search in stages"),
-        (["staged", "--svg"], "Name one of them: staged/stage-1, staged/stage-2"),
+        (["staged", "--storage=sqlite:///x.db"], "Name one of them: staged/stage-1, staged/stage-2"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(place: Path, words: list[str], said: str) -> None:
@@ -41,11 +40,3 @@ def test_what_cannot_be_honoured_is_refused(place: Path, words: list[str], said:
 def test_a_study_in_use_is_told(place: Path) -> None:
     with study_dir.lock(study_dir.open_existing(place / "a")):
         assert "a: in use by another process" in error_of(run_seed("seed.report", "a", "b", cwd=place, code=2))
-
-
-def test_without_a_browser_nothing_is_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sorted(place.rglob("*"))
-    monkeypatch.setenv("BROWSER_PATH", str(place / "nothing"))
-    error = error_of(run_seed("seed.report", "a", "--png", cwd=place, code=2))
-    assert "pictures need a browser" in error
-    assert sorted(place.rglob("*")) == before

@@ -1,18 +1,15 @@
-"""What a study found: which model is best and which to ship, what is counted, and who leads of several studies."""
+"""What a study found: which model is best and which to ship, and what is counted."""
 
 import math
 
 import msgspec
-import numpy as np
 import pytest
 
 from seed.evidence import StudyRecord
-from seed.records import DistillResult, Latency
+from seed.records import DistillResult
 from seed.results import (
     Recommendation,
     compute_result,
-    measure_lead,
-    rank_studies,
     recommend,
     recommend_faster,
 )
@@ -99,13 +96,6 @@ def test_two_structures_of_one_depth_both_contend(three: StudyRecord) -> None:
     assert [model.key for model in found] == [twin.key, one.key]
 
 
-def test_ties_that_were_not_distilled_are_counted(three: StudyRecord) -> None:
-    first, *rest = three.frontier.members
-    tied = replace(first, tied_with=("drop-9", "drop-8", three.distilled[1].key))
-    frontier = replace(three.frontier, members=(tied, *rest))
-    assert compute_result(replace(three, frontier=frontier)).best[0].num_tied == 2
-
-
 def test_without_distillation_the_proxy_answers(record: StudyRecord) -> None:
     result = compute_result(factory.without_distilled(record))
     assert [model.depth for model in result.best] == [1, 2, 3]
@@ -137,38 +127,6 @@ def test_each_candidate_is_shown_once_and_failures_nowhere(record: StudyRecord) 
     assert [link.model.key for link in result.links] == [one.key for one in record.distilled]
     stranger = replace(record.distilled[0], candidate=factory.make_candidate(0, 11), trial_number=None)
     assert compute_result(replace(record, distilled=(stranger,), trials=())).links == ()
-
-
-# ---- several studies
-
-
-def make_latency(ratio: float, *, error: float) -> Latency:
-    """A latency ratio with the 95 % interval of a standard error on the logarithmic scale."""
-    low, high = ratio * math.exp(-1.96 * error), ratio * math.exp(1.96 * error)
-    return replace(factory.make_latency(9), ratio=ratio, ratio_low=low, ratio_high=high)
-
-
-def test_of_models_equally_fast_the_one_that_loses_less_leads(three: StudyRecord) -> None:
-    worse = replace(three, distilled=(place(three.distilled[0], 1.015, kept=11),))
-    shifted = replace(place(three.distilled[0], 1.001), latency=factory.make_latency(11, shift=0.006))
-    studies = {"worse": compute_result(worse), "better": compute_result(replace(three, distilled=(shifted,)))}
-    leader, other = rank_studies(studies, margin=2)
-    assert (leader.study, other.study, other.is_level) == ("better", "worse", True)
-    assert other.model.latency.ratio < leader.model.latency.ratio
-    assert rank_studies({"far": compute_result(replace(three, distilled=three.distilled[2:]))}, margin=2) == []
-
-
-def test_a_lead_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(2000):
-        one, other = 0.9 * np.exp(rng.normal(0, 0.02)), 0.8 * np.exp(rng.normal(0, 0.01))
-        lead = measure_lead(make_latency(one, error=0.02), make_latency(other, error=0.01))
-        assert lead.low is not None
-        assert lead.high is not None
-        assert lead.value == pytest.approx(one / other - 1)
-        held += lead.low <= 0.9 / 0.8 - 1 <= lead.high
-    assert 0.935 < held / 2000 < 0.965
 
 
 def test_the_speed_that_is_wanted_is_had_at_the_least_loss() -> None:

@@ -1,12 +1,12 @@
-"""What the scores of a study say: how its frontier grew, what layers and pairs cost, what repeated distillations agree on."""
+"""What the scores of a study say: what layers cost, what repeated distillations agree on."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from seed.evidence import Equivalence, Progress, Replication, Sensitivity, TrainedRun
-from seed.records import DenseResult, DistillResult, Replica, ScoreRow, SearchSpace, TrialRecord, read_dropped
+from seed.evidence import Equivalence, Replication, Sensitivity, TrainedRun
+from seed.records import DenseResult, DistillResult, Replica, ScoreRow, SearchSpace, read_dropped
 from seed.stats import estimate_ratio, judge_difference
 
 
@@ -57,54 +57,6 @@ def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> 
     return tuple(found)
 
 
-USEFUL = 2.0  # PPL ratio: a depth whose best lies beyond does not move the corner
-ROOM = 2.0  # the corner lies at twice what the worst leader of a depth loses, so that every leader counts
-
-
-def measure_hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Return the area that points dominate, both coordinates to be minimised, up to the corner ``reference``.
-
-    Source: Zitzler and Thiele 1998 (the size of the space covered), for two objectives by sorting.
-    """
-    area, ceiling = 0.0, reference[1]
-    for x, y in sorted(points):
-        if x < reference[0] and y < ceiling:
-            area += (reference[0] - x) * (ceiling - y)
-            ceiling = y
-    return area
-
-
-def measure_progress(trials: Sequence[TrialRecord], *, proxy: str) -> Progress | None:
-    """Return where in a study the hypervolume grew; None where no trial is faster than the dense model.
-
-    The corner has the dense model's latency, 1, and a PPL ratio that loses twice what the worst of the depths' best loses,
-    so that the last value does not hang on hopeless candidates.
-    """
-    scored = [
-        (trial.number, trial.evaluation.qualities[proxy].ppl_ratio, trial.evaluation.latency)
-        for trial in trials
-        if trial.state == "COMPLETE" and proxy in trial.evaluation.qualities
-    ]
-    best: dict[str, float] = {}
-    for _, ratio, latency in scored:
-        if latency.ratio < 1:
-            best[latency.structure] = min(best.get(latency.structure, ratio), ratio)
-    if not best:
-        return None
-    worst = max([ratio for ratio in best.values() if ratio <= USEFUL] or [min(best.values())])
-    reference = (1 + ROOM * max(worst - 1, 0.01), 1.0)
-    front: list[tuple[float, float]] = []
-    steps: list[tuple[int, float]] = []
-    for number, ratio, latency in scored:
-        point = (ratio, latency.ratio)
-        is_beyond = ratio >= reference[0] or latency.ratio >= 1
-        if is_beyond or any(other[0] <= point[0] and other[1] <= point[1] for other in front):
-            continue
-        front = [other for other in front if other[0] < point[0] or other[1] < point[1]] + [point]
-        steps.append((number, measure_hypervolume(front, reference)))
-    return Progress(reference=reference, num_trials=max(number for number, *_ in scored) + 1, steps=tuple(steps))
-
-
 MAX_LOG_RATIO = 20.0  # a broken model's PPL ratio may be any number
 
 
@@ -133,17 +85,13 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
 def _take_proxy(proxy: str, ratios: dict[tuple[int, ...], float], space: SearchSpace) -> Sensitivity:
     gone = set(space.gone_layers)
     singles: list[float | None] = [None] * space.num_layers
-    pairs = []
     for dropped, ratio in sorted(ratios.items()):
         more = [layer for layer in dropped if layer not in gone]
         if len(dropped) - len(more) != len(gone) or max(dropped) >= space.num_layers:
             continue
         if len(more) == 1:
             singles[more[0]] = ratio
-        elif len(more) == 2:
-            pairs.append((more[0], more[1], ratio))
-    base = ratios.get(space.gone_layers) if gone else 1.0
-    return Sensitivity(proxy=proxy, base=base, singles=tuple(singles), pairs=tuple(pairs))
+    return Sensitivity(proxy=proxy, singles=tuple(singles))
 
 
 def _add(sums: list[float | None]) -> float | None:

@@ -16,7 +16,7 @@ import yaml
 
 from seed.plans import Protocol, SearchPlan
 from seed.records import HUB_ID, Candidate, DenseResult, DistillResult, Quality, find_runs
-from seed.reporting import result_text, wording
+from seed.reporting import wording
 from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
 from seed.results import expect_drafting
 
@@ -127,7 +127,7 @@ def render_card(*, base_model: str, licence: Mapping[str, str], **values: object
 def render_markdown(template: str, **values: object) -> str:
     """Return a template of Markdown filled in; whatever a user or a model brought goes through a filter there."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701
-    environment.globals |= {"wording": wording, "result_text": result_text}
+    environment.globals |= {"wording": wording}
     environment.filters |= {
         "text": lambda value: escape_text(str(value)),
         "code": quote_code,

@@ -17,16 +17,17 @@ from seed.reporting import result_text, wording
 from seed.reporting.result_text import Table
 
 HERE = Path(__file__).parent
-FIGURE_CONFIG = {"displayModeBar": False, "responsive": True}
+# The one button saves the figure as SVG.
+FIGURE_CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "responsive": True}
 # On a touch screen a finger that crosses a figure should scroll the page.
 FIGURE_SCRIPT = "if (matchMedia('(pointer: coarse)').matches) Plotly.relayout('{plot_id}', {dragmode: false});"
 
 
 @functools.cache
-def make_environment(*folders: Path) -> jinja2.Environment:
-    """Return what fills in the templates of these folders, and those of all pages."""
+def make_environment() -> jinja2.Environment:
+    """Return what fills in templates."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, HERE / "templates"]),
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -44,9 +45,9 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     return environment
 
 
-def render(template: str, *folders: Path, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Return a template filled in. The same values give the same bytes."""
-    return make_environment(*folders).get_template(template).render(values)
+    return make_environment().get_template(template).render(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,7 @@ class Drawing:
 
     key: str
     title: str
-    meta: Mapping[str, Any]  # what its caption needs
     html: Markup
-
-
-def prepare_figures(figures: Mapping[str, go.Figure]) -> dict[str, Drawing]:
-    """Return the figures that have something to show for a page, by key."""
-    return {key: prepare_figure(figure, key=key) for key, figure in figures.items() if figure.data}
 
 
 def prepare_figure(figure: go.Figure, *, key: str) -> Drawing:
@@ -74,12 +69,11 @@ def prepare_figure(figure: go.Figure, *, key: str) -> Drawing:
             full_html=False,
             include_plotlyjs=False,
             div_id=f"figure-{key}",
-            config=FIGURE_CONFIG,
+            config=FIGURE_CONFIG | {"toImageButtonOptions": {"format": "svg", "filename": key}},
             post_script=FIGURE_SCRIPT,
         )
     )
-    title, meta = figure.layout.title.text, figure.layout.meta
-    return Drawing(key=key, title=title, meta=meta, html=Markup(html))  # noqa: S704  # Plotly escapes what it is given
+    return Drawing(key=key, title=figure.layout.title.text, html=Markup(html))  # noqa: S704  # Plotly escapes what it is given
 
 
 # ---- the page of one question
@@ -87,18 +81,17 @@ def prepare_figure(figure: go.Figure, *, key: str) -> Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found out about a question, which the template of its ``kind`` asks."""
+    """What was found out about a question, all as plain text."""
 
-    kind: str
     study: str
+    question: str
     answers: Sequence[str]
-    figure: go.Figure
-    more_figures: Mapping[str, go.Figure] = field(default_factory=dict)  # by key
+    note: str  # what the words of answers and tables mean
+    figures: Sequence[tuple[go.Figure, str]] = ()  # with their captions
     tables: Sequence[Table] = ()
+    links: Mapping[str, str] = field(default_factory=dict)  # to pages that lie beside this one, by title
     settings: Mapping[str, object] = field(default_factory=dict)
-    details: Mapping[str, object] = field(default_factory=dict)  # what else the template tells
     repeat: Mapping[str, Any] = field(default_factory=dict)  # options that repeat all of it
-    folder: Path | None = None  # where the template lies, if not among those here
 
 
 def write_findings(findings: Findings, path: Path, *, command: str) -> None:
@@ -111,16 +104,10 @@ def write_findings(findings: Findings, path: Path, *, command: str) -> None:
 
 
 def render_findings(findings: Findings, *, command: str) -> str:
-    """Return the page as HTML."""
-    figures = {"finding": findings.figure, **findings.more_figures}
-    return render(
-        f"{findings.kind}.html",
-        *([findings.folder] if findings.folder else []),
-        findings=findings,
-        figures=dict.fromkeys(figures) | prepare_figures(figures),
-        command=command,
-        **findings.details,
-    )
+    """Return the page as HTML. The same findings give the same bytes."""
+    shown = [(figure, caption) for figure, caption in findings.figures if figure.data]
+    figures = [(prepare_figure(one, key=f"finding-{place}"), caption) for place, (one, caption) in enumerate(shown)]
+    return render("findings.html", findings=findings, figures=figures, command=command)
 
 
 def show_findings(terminal: Terminal, findings: Findings, *, page: Path) -> None:

@@ -22,6 +22,7 @@ from seed.reporting.figure_parts import DEPTH_COLORS, Dot, draw_dots
 from seed.reporting.result_text import make_table
 from seed.reporting.wording import (
     ABSENT,
+    MARGIN_PERCENT,
     count_things,
     format_change,
     format_interval,
@@ -31,13 +32,42 @@ from seed.reporting.wording import (
     list_layers,
     name_drop,
     name_proxy,
+    take_percent,
 )
 
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
-
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
-ONE, OTHER = (DEPTH_COLORS[0], "circle"), (DEPTH_COLORS[1], "diamond")
+SAME = "the same set"
+VERDICTS = ("lower", "equivalent", SAME, "cannot tell", "higher")  # from the best to the worst
+OTHER = DEPTH_COLORS[1]
+FAR = "Each panel has its own axis; what is far off is in the tables alone."
+RATIOS = (
+    "PPL ratio: perplexity on test text after recovery, divided by the dense model's. Percentages: perplexity above that of {theirs}, "
+    "same documents, same random seeds. Brackets: 95\u00a0% interval, not corrected for the number of comparisons."
+)
+REACHED = (
+    "Perplexity on test text divided by the dense model's, mean over random seeds with its 95\u00a0% interval; smaller is better. Two may "
+    "differ although their bars overlap: the paired differences are in the tables. Beside each name: what choosing cost, as a share of "
+    f"what each might spend. {FAR}"
+)
+TAUS = (
+    "Kendall's tau with the finals' test loss, with its 95\u00a0% interval by bootstrap over candidates; beside each score the median of its "
+    "seconds a candidate, below it, in another colour, tau among candidates near the best. Two may differ although their bars overlap: "
+    "the differences are in the last table."
+)
+AGREEMENT = (
+    "τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of candidates as "
+    "full distillation does, 0 by chance; within one depth, never pooled. Near: within {near} of the depth's best PPL by closed form. "
+    "Brackets: 95\u00a0% interval by bootstrap over candidates, near ones and the rest resampled apart. Regret: how much higher the PPL of "
+    "a score's first choice is after distillation than that of the best. Recovery: the median share of the damage to the validation loss "
+    "that is undone. Noise ceiling: one final judged by the other; a score with less noise than a final may pass it."
+)
+EXCESSES = (
+    "Perplexity on test text above that of {theirs} on the same model, in per cent, with the 95\u00a0% interval of the paired difference; "
+    f"left of the line is better. Dotted: {MARGIN_PERCENT} either way, what counts as the same. {FAR}"
+)
+
 
 # ---- strategies
 
@@ -68,27 +98,25 @@ def tell_comparison(
         panels[f"{name_drop(depth)}: PPL ratio after distillation"] = [
             Dot(
                 row=f"{titles[row.strategy]}, {cost}",
-                series="reference" if row.strategy == summary.reference else "others",
                 estimate=row.ppl_ratio,
-                hover=f"PPL ratio {format_interval(row.ppl_ratio)}, above {theirs}: {format_change(row.excess)}; dropped: {list_picks(row)}",
+                color=OTHER if row.strategy == summary.reference else DEPTH_COLORS[0],
             )
             for row, cost in zip(rows, costs, strict=True)
         ]
-    figure = draw_dots(
-        panels,
-        {"others": ONE, "reference": OTHER},
-        title="What each reached after distillation",
-        x_title="PPL ratio",
-    )
+    figure = draw_dots(panels, title="What each reached after distillation", x_title="PPL ratio")
+    num_seeds = count_things(len({final.rng_seed for final in comparison.finals}), "random seed")
     scored: dict[str, list[str]] = {}
     for run in comparison.runs:
         scored.setdefault(run.strategy, []).append(f"{run.num_scores:,}")
     published = {name: names[name][1] for name in scored}
     return Findings(
         study=comparison.study,
-        kind="compare",
+        question="what does searching for layers buy?",
         answers=answers,
-        figure=figure,
+        note=f"{RATIOS.format(theirs=theirs)} As documents, distillations ({num_seeds}) and runs vary. A difference counts when its "
+        "interval excludes zero. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) as a share of "
+        "what each might spend.",
+        figures=[(figure, REACHED)],
         tables=tables,
         settings={
             "model": comparison.model,
@@ -101,40 +129,42 @@ def tell_comparison(
                 for name, counts in scored.items()
             },
         },
-        details={"theirs": theirs, "num_seeds": len({final.rng_seed for final in comparison.finals})},
         repeat=repeat,
     )
 
 
 def describe_reached(summary: ComparisonSummary, rows: Sequence[Reached], *, titles: Mapping[str, str]) -> str:
     """Return what the reference reached at a depth, beside one-shot, greedy and whatever beats it."""
-    found = {row.strategy: row for row in rows}
-    begin = f"{count_things(rows[0].num_dropped, 'layer')} dropped: {titles[summary.reference]}"
-    ours = found.get(summary.reference)
+    theirs, ours = titles[summary.reference], next((row for row in rows if row.strategy == summary.reference), None)
+    begin = f"{count_things(rows[0].num_dropped, 'layer')} dropped: {theirs}"
     if ours is None:
         return f"{begin} chose nothing of this depth."
-    beside = [f"{titles[name]} {describe_excess(found[name], ours)}" for name in BASELINES if name in found]
-    better = [
-        f"{titles[name]} ({format_change(row.excess)})"
-        for name, row in found.items()
-        if name not in BASELINES and row.excess.high is not None and row.excess.high < 0
-    ]
-    reached = "; ".join([f"{begin} reaches a PPL ratio of {format_interval(ours.ppl_ratio)}", *beside])
-    return f"{reached}. " + (
-        f"Better than it: {', '.join(better)}." if better else "No other strategy is measurably better."
-    )
+    judged = [(row, judge_reached(row, ours)) for row in rows if row is not ours]
+    named = [(row, verdict) for row, verdict in judged if row.strategy in BASELINES or verdict == "lower"]
+    others = [(titles[row.strategy], row.excess, verdict) for row, verdict in named]
+    return f"{begin} reaches a PPL ratio of {format_interval(ours.ppl_ratio)}.{describe_others(theirs, others)}"
 
 
-def describe_excess(row: Reached, ours: Reached) -> str:
-    """Return how a strategy's perplexity lies to the reference's."""
-    excess = row.excess
-    if set(row.picks) == set(ours.picks) and excess.value == 0:
-        return f"chooses the same set{'s' * (len(set(row.picks)) > 1)}"
-    if excess.low is None or excess.high is None:
-        return "cannot be compared"
-    if excess.low <= 0 <= excess.high:
-        return f"cannot be told apart ({format_change(excess)})"
-    return f"ends {'higher' if excess.low > 0 else 'lower'} ({format_change(excess)})"
+def judge_reached(row: Reached, ours: Reached) -> str:
+    """Return how a strategy's perplexity lies to the reference's, in a word of ``VERDICTS``."""
+    if row.excess.value == 0 and set(row.picks) == set(ours.picks):
+        return SAME
+    if row.excess.low is None or row.excess.high is None or row.excess.low <= 0 <= row.excess.high:
+        return "cannot tell"
+    return "higher" if row.excess.low > 0 else "lower"
+
+
+def describe_others(theirs: str, others: Sequence[tuple[str, Estimate, str]]) -> str:
+    """Return how others' perplexities lie to the reference's: a title, the excess and the verdict of each."""
+    told = []
+    for verdict in VERDICTS:
+        named = [
+            title if verdict == SAME else f"{title} ({format_change(excess)})"
+            for title, excess, judged in others
+            if judged == verdict
+        ]
+        told += [f"{verdict}: {', '.join(named)}"] if named else []
+    return f" Beside {theirs}, {'; '.join(told)}." if told else ""
 
 
 def list_picks(row: Reached) -> str:
@@ -168,10 +198,8 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         proxies, dots = list(zip(names, (*depth.proxies, depth.ceiling), strict=True)), []
         for name, proxy in proxies:
             seconds = "" if proxy.seconds is None else f", {format_number(proxy.seconds, places=1)}\u00a0s"
-            for series, tau in (("all candidates", proxy.tau), ("near the best", proxy.near_tau)):
-                dots.append(
-                    Dot(row=name + seconds, series=series, estimate=tau, hover=f"{series}: τ {format_signed(tau)}")
-                )
+            dots.append(Dot(row=name + seconds, estimate=proxy.tau))
+            dots.append(Dot(row="near the best", estimate=proxy.near_tau, color=OTHER))
         panels[f"{name_drop(depth.num_dropped)}: Kendall's tau with the final"] = dots
         cells = [
             {
@@ -195,20 +223,16 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         for pair in depth.differences
     ]
     title = f"Differences of τ on the same candidates and the same {summary.bootstrap_draws:,} resamples of them"
-    figure = draw_dots(
-        panels,
-        {"all candidates": ONE, "near the best": OTHER},
-        title="Agreement and its price",
-        x_title="Kendall's tau",
-        lines=(0.0,),
-        is_bounded=True,
-    )
+    figure = draw_dots(panels, title="Agreement and its price", x_title="Kendall's tau", lines=(0.0,))
     doubled = study.settings.get("doubling_the_budget")
+    left_out = sum(depth.num_left_out for depth in summary.depths)
     return Findings(
         study=study.study,
-        kind="fidelity",
+        question="does the cheap score order candidates as full distillation does?",
         answers=[*map(describe_order, summary.depths), *([f"Twice the budget: {doubled}."] if doubled else [])],
-        figure=figure,
+        note=AGREEMENT.format(near=f"{100 * study.near_margin:g}\u00a0%")
+        + (f" Left out for want of a score or a final: {count_things(left_out, 'candidate')}." if left_out else ""),
+        figures=[(figure, TAUS)],
         tables=[*tables, make_table(differences, title=title)],
         settings={
             "model": study.model,
@@ -216,10 +240,6 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             "dense loss, validation (nats per token)": format_number(study.dense_validation_loss, places=4),
             "dense loss, test (nats per token)": format_number(study.dense_test_loss, places=4),
             **study.settings,
-        },
-        details={
-            "near_margin": study.near_margin,
-            "left_out": sum(depth.num_left_out for depth in summary.depths),
         },
     )
 
@@ -245,10 +265,6 @@ def describe_order(depth: DepthFidelity) -> str:
 
 def judge_scores(difference: ProxyDifference) -> str:
     """Return what a difference and its interval allow to say."""
-    if difference.tau.value is None:
-        return "there is no order to compare"
-    if difference.tau.low is None:
-        return "too few candidates to tell"
     if difference.favours is None:
         return "cannot tell them apart"
     return f"in favour of {name_proxy(difference.favours)}"
@@ -272,14 +288,10 @@ def tell_recoveries(
     panels: dict[str, list[Dot]] = {}
     for row in rows:
         groups.setdefault((row.key, row.at), []).append(row)
-        value, low, high = (
-            None if end is None else 100 * end for end in (row.excess.value, row.excess.low, row.excess.high)
-        )
         dot = Dot(
-            row=titles[row.recovery],
-            series=row.at,
-            estimate=Estimate(value=value, low=low, high=high),
-            hover=f"at {row.at}, {row.tokens:,} tokens: {format_change(row.excess)}, PPL ratio {format_interval(row.ppl_ratio)}",
+            row=f"{titles[row.recovery]}, {row.at}",
+            estimate=take_percent(row.excess),
+            color=OTHER if row.at == "equal time" else DEPTH_COLORS[0],
         )
         panels.setdefault(name_key(row.key), []).append(dot)
     tables = []
@@ -298,7 +310,6 @@ def tell_recoveries(
         tables.append(make_table(cells, title=f"{name_key(key)}, at {at}; on test text, best first"))
     figure = draw_dots(
         panels,
-        {"equal tokens": ONE, "equal time": OTHER},
         title="What each recovery reached",
         x_title="PPL above the reference, %",
         lines=(0.0, -0.5, 0.5),
@@ -308,9 +319,12 @@ def tell_recoveries(
         rates.setdefault(run.recovery, {})[f"{run.learning_rate:g}"] = None
     return Findings(
         study=ledger.study,
-        kind="recoveries",
+        question="which recovery is best?",
         answers=[describe_recovered(group, reference=comparison.reference, titles=titles) for group in groups.values()],
-        figure=figure,
+        note=f"{RATIOS.format(theirs=theirs)} Equivalent: two one-sided tests at 5\u00a0% put the difference within {MARGIN_PERCENT} of "
+        "perplexity; lower or higher: the 95\u00a0% interval excludes zero; else these runs cannot tell. Equal time: as many tokens as "
+        f"fit the seconds that the reference took for {comparison.equal_tokens:,}.",
+        figures=[(figure, EXCESSES.format(theirs=theirs))],
         tables=tables,
         settings={
             "model": ledger.model,
@@ -322,7 +336,6 @@ def tell_recoveries(
                 titles[name]: f"{names[name][1]}; {', '.join(found)}" for name, found in rates.items()
             },
         },
-        details={"theirs": theirs, "equal_tokens": comparison.equal_tokens},
         repeat=repeat,
     )
 
@@ -335,14 +348,9 @@ def describe_recovered(rows: Sequence[RecoveredRow], *, reference: str, titles: 
         return f"{begin}: no recovery ended with losses that are numbers."
     is_clear = best.recovery == reference or best.verdict == "lower"
     though = "" if is_clear else f", though not measurably below {theirs}"
+    others = [(titles[row.recovery], row.excess, row.verdict) for row in rows if row.recovery != reference]
     answer = f"{begin}: {titles[best.recovery]} ends lowest, PPL ratio {format_interval(best.ppl_ratio)}{though}."
-    parts = []
-    for verdict in ("lower", "equivalent", "cannot tell", "higher"):  # of seed.stats, from the best to the worst
-        found = [row for row in rows if row.verdict == verdict and row.recovery != reference]
-        named = [f"{titles[row.recovery]} ({format_change(row.excess)})" for row in found]
-        if named:
-            parts.append(f"{verdict}: {', '.join(named)}")
-    return f"{answer} Beside {theirs}, {'; '.join(parts)}." if parts else answer
+    return answer + describe_others(theirs, others)
 
 
 def name_key(key: str) -> str:

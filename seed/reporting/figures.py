@@ -1,30 +1,23 @@
-"""Figures of a study: one function each, from its result to a Plotly figure; those of the search are in ``search_figures``.
-
-A figure with nothing to show has no traces.
-"""
+"""Figures of a study: one function each, from its result to a Plotly figure. One with nothing to show has no traces."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
 from seed.reporting.figure_parts import (
+    DEPTH_COLORS,
     GREY,
     INK,
-    TILE_SCALE,
     add_levels,
     choose_color,
     choose_symbol,
     draw_bars,
-    draw_scale,
     finish_figure,
-    make_tiles,
-    stack_panels,
 )
-from seed.reporting.search_figures import draw_pairs, draw_progress, draw_proxy_against_final, draw_sensitivity
-from seed.reporting.wording import format_count, format_latency_ratio, list_dropped, name_depth, name_drop
-from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
+from seed.reporting.wording import format_count, format_latency_ratio, list_dropped, name_drop, name_proxy
+from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_interval, read_latency_ratio
 
 SHIPPED = "to ship"
 MODEL_HOVER = (
@@ -32,6 +25,17 @@ MODEL_HOVER = (
     "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
     "latency ratio: %{customdata[5]}<extra>%{fullData.name}</extra>"
 )
+# Never is grey; from rarely to always the orange deepens, without the mud between grey and orange.
+TILE_SCALE = [[0, "rgba(127,127,127,0.16)"], [0.001, "rgba(213,94,0,0.15)"], [1, "rgba(213,94,0,1)"]]
+LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
+SINGLE_MARKERS = (
+    {"color": GREY, "symbol": "circle-open", "size": 9},
+    {"color": DEPTH_COLORS[0], "symbol": "circle", "size": 9},
+    {"color": DEPTH_COLORS[1], "symbol": "diamond", "size": 9},
+)
+
+
+# ---- the Pareto plot
 
 
 def draw_pareto(result: StudyResult) -> go.Figure:
@@ -43,33 +47,28 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     ranks = [member.rank for member in result.record.frontier.members]
     best = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank == 0]
     others = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank > 0]
-    # open, so that one does not hide another
-    diamonds = {"symbol": "diamond-open", "size": 12, "line": {"width": 2}}
-    diamonds |= {"color": [choose_color(model.depth) for model in result.distilled]}
-    squares = {"symbol": "square", "size": 9, "color": GREY}
-    dashes = {"color": GREY, "width": 1, "dash": "dash"}
-    # short strokes: those of one structure stand above one another, and points would run together
-    strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
-    rings = {"size": 10, "symbol": "circle-open"}
     traces = (
-        draw_scored(trials, name="scored, validation text", marker=strokes),
+        # short strokes: those of one structure stand above one another, and points would run together
+        draw_models(trials, name="scored, validation text", symbol="line-ew-open", size=9, opacity=0.6),
         draw_links(result.links),
-        draw_scored(others, name="runners-up, validation text", marker=rings),
-        draw_scored(best, name="frontier by the proxy, validation text", marker={"size": 12}),
+        draw_models(others, name="runners-up, validation text", symbol="circle-open", size=10),
+        draw_models(best, name="frontier by the proxy, validation text", size=12),
         draw_front(result.distilled),
-        draw_judged(result.distilled, name="distilled, test text", marker=diamonds),
-        draw_judged(result.width_baselines, name="uniform width, distilled, test text", marker=squares, line=dashes),
+        # open, so that one does not hide another
+        draw_models(result.distilled, name="distilled, test text", bars=True, symbol="diamond-open", size=12),
+        draw_models(
+            result.width_baselines, name="uniform width, distilled, test text", bars=True, symbol="square", color=GREY
+        ),
         draw_dense(),
         draw_shipped(result),
     )
     figure = go.Figure([trace for trace in traces if trace.x])
     low, top = choose_range(result)
-    pad, limit = 0.04 * (top - low), result.record.plan.max_ppl_ratio
-    if limit is not None and limit <= top:
+    if (limit := result.record.plan.max_ppl_ratio) is not None and limit <= top:
         figure.add_hline(y=limit, line={"color": GREY, "width": 1, "dash": "dot"})
     add_levels(figure, MARGINS, top=top)
     annotate_depths(figure, [*trials, *best])
-    figure.update_yaxes(range=[low - pad, top + pad])
+    figure.update_yaxes(range=[low - 0.04 * (top - low), top + 0.04 * (top - low)])
     # By the points alone: one interval that noise made wide would press all of them together.
     ratios = [1.0, *(model.latency.ratio for model in (*trials, *result.frontier, *judged))]
     room = 0.08 * (max(ratios) - min(ratios)) or 0.01
@@ -79,9 +78,8 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         title="Perplexity against latency",
         x_title="latency ratio (smaller is faster)",
         y_title="PPL ratio (smaller is better)",
-        num_above=sum(model.quality.ppl_ratio > top + pad for model in trials),
-        is_limited=limit is not None and limit <= top,
-    ).update_layout(height=560)
+        height=560,
+    )
 
 
 def choose_range(result: StudyResult) -> tuple[float, float]:
@@ -98,34 +96,21 @@ def choose_range(result: StudyResult) -> tuple[float, float]:
     return min(*must, *ratios), max(top, near)
 
 
-def draw_scored(models: Sequence[Model], *, name: str, marker: Mapping[str, object]) -> go.Scatter:
-    """Draw candidates as the proxy sees them as points, coloured by depth."""
+def draw_models(models: Sequence[Model], *, name: str, bars: bool = False, **marker: object) -> go.Scatter:
+    """Draw models as points, coloured by depth unless ``marker`` says otherwise; with the 95 % intervals of both ratios if ``bars``."""
+    errors: dict[str, object] = {}
+    if bars:
+        speeds, losses = [read_latency_ratio(model.latency) for model in models], [model.ppl_ratio for model in models]
+        errors = {"error_x": draw_bars(speeds), "error_y": draw_bars(losses)}
     return go.Scatter(
         x=[round(model.latency.ratio, 5) for model in models],
-        y=[round(model.quality.ppl_ratio, 5) for model in models],
+        y=[model.ppl_ratio.value and round(model.ppl_ratio.value, 5) for model in models],
         customdata=list(map(describe_point, models)),
         hovertemplate=MODEL_HOVER,
         mode="markers",
         name=name,
-        marker={**marker, "color": [choose_color(model.depth) for model in models]},
-    )
-
-
-def draw_judged(
-    models: Sequence[Model], *, name: str, marker: Mapping[str, object], line: Mapping[str, object] | None = None
-) -> go.Scatter:
-    """Draw models at their PPL ratio on test text, with the 95 % intervals of it and of the latency."""
-    return go.Scatter(
-        x=[model.latency.ratio for model in models],
-        y=[model.ppl_ratio.value for model in models],
-        error_x=draw_bars([read_latency_ratio(model.latency) for model in models]),
-        error_y=draw_bars([model.ppl_ratio for model in models]),
-        customdata=list(map(describe_point, models)),
-        hovertemplate=MODEL_HOVER,
-        mode="lines+markers" if line else "markers",
-        name=name,
-        line=line,
-        marker=marker,
+        marker={"color": [choose_color(model.depth) for model in models], **marker},
+        **errors,
     )
 
 
@@ -138,7 +123,7 @@ def describe_point(model: Model) -> list[str | float]:
 
 
 def draw_dense() -> go.Scatter:
-    """Draw the dense model."""
+    """Draw the dense model, which all ratios are to."""
     marker = {"color": GREY, "size": 12, "symbol": "x"}
     return go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name", marker=marker)
 
@@ -158,15 +143,9 @@ def draw_shipped(result: StudyResult) -> go.Scatter:
 
 def draw_links(links: Sequence[Link]) -> go.Scatter:
     """Draw a thin line from each candidate as the proxy saw it to the model that distillation made of it."""
-    return go.Scatter(
-        x=[x for link in links for x in (link.proxy.latency.ratio, link.model.latency.ratio, None)],
-        y=[y for link in links for y in (link.proxy.quality.ppl_ratio, link.model.ppl_ratio.value, None)],
-        mode="lines",
-        name="proxy to distilled",
-        hoverinfo="skip",
-        line={"color": GREY, "width": 1},
-        showlegend=False,
-    )
+    x = [x for link in links for x in (link.proxy.latency.ratio, link.model.latency.ratio, None)]
+    y = [y for link in links for y in (link.proxy.quality.ppl_ratio, link.model.ppl_ratio.value, None)]
+    return draw_line(x, y, name="proxy to distilled", width=1)
 
 
 def draw_front(models: Sequence[Model]) -> go.Scatter:
@@ -174,20 +153,17 @@ def draw_front(models: Sequence[Model]) -> go.Scatter:
     points = [(1.0, 1.0)] * bool(models) + [
         (model.latency.ratio, model.ppl_ratio.value or math.inf) for model in models
     ]
-    front = [
-        point
-        for point in sorted(points)
-        if not any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points)
-    ]
-    return go.Scatter(
-        x=[x for x, _ in front],
-        y=[y for _, y in front],
-        mode="lines",
-        name="frontier, distilled",
-        hoverinfo="skip",
-        showlegend=False,
-        line={"color": GREY, "width": 1.5},
-    )
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points):  # the fastest first
+        if not front or y < front[-1][1]:
+            front.append((x, y))
+    return draw_line([x for x, _ in front], [y for _, y in front], name="frontier, distilled", width=1.5)
+
+
+def draw_line(x: Sequence[float | None], y: Sequence[float | None], *, name: str, width: float) -> go.Scatter:
+    """Draw a grey line that says nothing where the pointer rests."""
+    line = {"color": GREY, "width": width}
+    return go.Scatter(x=x, y=y, mode="lines", name=name, hoverinfo="skip", line=line, showlegend=False)
 
 
 def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
@@ -207,96 +183,110 @@ def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
         )
 
 
+# ---- layers
+
+
 def draw_layer_map(result: StudyResult) -> go.Figure:
-    """Draw which layers each frontier member drops, and how often the best candidates of each depth drop each layer."""
-    record, members, depths = result.record, result.record.frontier.members, result.drops
-    if not members and not depths:
+    """Draw which layers each frontier member drops; below, how often the best candidates of each depth drop each layer."""
+    chosen = {model.key for model in result.best}
+    above = {
+        f"{name_drop(model.depth)}{' ★' if model.key in chosen else ''}{' ' * place}": mark_dropped(model.candidate)
+        for place, model in enumerate(result.frontier)  # a label for each row
+    }
+    below = {f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})": row.shares for row in result.drops}
+    if not above and not below:
         return go.Figure()
-    num_layers, chosen = record.space.num_layers, {model.key for model in result.best}
-    ranks = [
-        f"{name_drop(model.depth)}{' ★' if model.key in chosen else ''}{' ' * place}"  # a label for each row
-        for place, model in enumerate(result.frontier)
-    ]
-    shares = [f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})" for row in depths]
-    panels = [
-        ("<b>Frontier</b>", ranks, [mark_dropped(model.candidate) for model in result.frontier]),
-        ("<b>Best of each depth</b>", shares, [list(row.shares) for row in depths]),
-    ]
-    panels = [panel for panel in panels if panel[1]]
-    heights = [26 * len(labels) for _, labels, _ in panels]
-    figure = stack_panels([title for title, _, _ in panels], heights, gap_px=58, shared_xaxes=True)
-    for index, (_, labels, values) in enumerate(panels, start=1):
-        is_shares = labels is shares
-        tiles = make_tiles(
-            values,
-            TILE_SCALE,
-            customdata=[[describe_tile(value, is_share=is_shares) for value in row] for row in values],
-            hovertemplate="layer %{x}: %{customdata}<extra></extra>",
-            zmin=0,
-            zmax=1,
-            showscale=is_shares,
-            colorbar=draw_scale(tickvals=[0, 0.5, 1], ticktext=["never", "half", "always"]),
-        )
-        figure.add_trace(tiles, row=index, col=1)
-        figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=labels, row=index, col=1)
-    step = math.ceil(num_layers / 12)
-    figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0, tickfont={"size": 11}, showgrid=False)
-    figure.update_xaxes(showticklabels=True).update_yaxes(autorange="reversed", showgrid=False)
-    figure = finish_figure(figure, title="Which layers go")
-    figure.update_xaxes(title="layer of the original model", row=len(panels))
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    return figure.update_layout(height=200 + sum(heights), margin={"t": 40})
-
-
-def describe_tile(value: float, *, is_share: bool) -> str:
-    """Return what a tile of the layer map says where the pointer rests."""
-    return f"dropped by {100 * value:.0f} %" if is_share else "dropped" if value else "kept"
-
-
-def draw_learning_curves(result: StudyResult) -> go.Figure:
-    """Draw the validation loss, in nats per token, over distillation tokens, step 0 included."""
-    figure, shown = go.Figure(), [one for one in result.record.distilled if one.curve]
-    depths = [one.candidate.num_dropped for one in shown]
-    for index, (one, depth) in enumerate(zip(shown, depths, strict=True)):
-        color, dash = choose_color(depth), ("solid", "dash", "dot", "dashdot")[depths[:index].count(depth) % 4]
-        name = f"{name_depth(one.candidate)} without {list_dropped(one.candidate)}"
-        sizes = [11 if point.step == one.best_step else 4 for point in one.curve]
-        figure.add_scatter(
-            x=[point.tokens for point in one.curve],
-            y=[point.validation_loss for point in one.curve],
-            customdata=[[point.step] for point in one.curve],
-            mode="lines+markers",
-            name=name,
-            marker={"color": color, "symbol": choose_symbol(depth), "size": sizes, "opacity": 1, "line": {"width": 0}},
-            line={"color": color, "width": 2, "dash": dash},
-            hovertemplate=f"step %{{customdata[0]}}, %{{x:.3s}} tokens<br>validation loss %{{y:.4f}}<extra>{name}</extra>",
-        )
-    figure.add_hline(
-        y=result.record.dense.validation.loss,
-        line={"color": GREY, "width": 1, "dash": "dash"},
-        annotation={"text": "dense model", "xanchor": "right"},
-        annotation_position="bottom right",
+    num_layers = max(map(len, [*above.values(), *below.values()]))
+    gap = {"": [None] * num_layers} if above and below else {}
+    rows = {**above, **gap, **below}
+    tiles = go.Heatmap(
+        z=list(rows.values()),
+        x=list(range(num_layers)),
+        y=list(range(len(rows))),
+        xgap=2,
+        ygap=2,
+        colorscale=TILE_SCALE,
+        hovertemplate="layer %{x} dropped: %{z:.0%}<extra></extra>",
+        zmin=0,
+        zmax=1,
+        showscale=False,
     )
+    figure = finish_figure(
+        go.Figure(tiles),
+        title="Which layers go",
+        x_title="layer of the original model",
+        height=140 + 26 * len(rows),
+    )
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=list(rows), autorange="reversed", showgrid=False)
+    return number_layers(figure, result).update_xaxes(showgrid=False)
+
+
+def draw_sensitivity(result: StudyResult) -> go.Figure:
+    """Draw what each layer costs alone, by proxy."""
+    figure = go.Figure()
+    for one, marker in zip(result.record.sensitivities, SINGLE_MARKERS, strict=False):
+        known = [(layer, ratio) for layer, ratio in enumerate(one.singles) if ratio is not None]
+        figure.add_scatter(
+            x=[layer for layer, _ in known],
+            y=[max(LEAST_PERCENT, 100 * (ratio - 1)) for _, ratio in known],
+            customdata=[ratio for _, ratio in known],
+            mode="markers",
+            name=name_proxy(one.proxy),
+            marker=marker,
+            hovertemplate="without layer %{x}: PPL ratio %{customdata:.3f}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_yaxes(type="log", dtick=1, tickformat="~r", exponentformat="none")
+    finish_figure(
+        figure,
+        title="What each layer costs",
+        x_title="layer of the original model",
+        y_title="PPL increase on validation text, %",
+        height=400,
+    )
+    return number_layers(figure, result)
+
+
+def number_layers(figure: go.Figure, result: StudyResult) -> go.Figure:
+    """Let the axis of layers tell about a dozen of them."""
+    step = math.ceil(result.record.space.num_layers / 12)
+    return figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0)
+
+
+# ---- the proxy
+
+
+def draw_proxy_against_final(result: StudyResult) -> go.Figure:
+    """Draw the PPL ratio after distillation against the proxy's, both on validation text."""
+    figure = go.Figure()
+    for depth in sorted({link.model.depth for link in result.links}):
+        links = [link for link in result.links if link.model.depth == depth]
+        figure.add_scatter(
+            x=[link.proxy.quality.ppl_ratio for link in links],
+            y=[link.validation.ppl_ratio for link in links],
+            error_x=draw_bars([link.proxy.ppl_ratio for link in links]),
+            error_y=draw_bars([read_interval(link.validation) for link in links]),
+            customdata=[[list_dropped(link.model.candidate)] for link in links],
+            hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",
+            mode="markers",
+            name=f"{depth:g} dropped",
+            showlegend=True,
+            marker={"color": choose_color(depth), "symbol": choose_symbol(depth), "size": 11},
+        )
     return finish_figure(
         figure,
-        title="Learning curves of the distillation",
-        x_title="distillation tokens",
-        y_title="validation loss (nats per token)",
+        title="Does the proxy rank as distillation does?",
+        x_title=f"PPL ratio after {name_proxy(result.record.frontier.proxy)}",
+        y_title="PPL ratio after distillation",
+        height=400,
     )
-
-
-FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
-    "pareto": draw_pareto,
-    "layers": draw_layer_map,
-    "sensitivity": draw_sensitivity,
-    "pairs": draw_pairs,
-    "agreement": draw_proxy_against_final,
-    "progress": draw_progress,
-    "curves": draw_learning_curves,
-}
 
 
 def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure that has something to show by its name, in the order in which they are shown everywhere."""
-    drawn = {name: draw(result) for name, draw in FIGURES.items()}
+    drawn = {
+        "pareto": draw_pareto(result),
+        "layers": draw_layer_map(result),
+        "sensitivity": draw_sensitivity(result),
+        "agreement": draw_proxy_against_final(result),
+    }
     return {name: figure for name, figure in drawn.items() if figure.data}

@@ -4,12 +4,6 @@
   "use strict";
   const PAGE_ROWS = 25;
   const data = JSON.parse(document.getElementById("trials-data").textContent);
-  data.rows = data.table.map((values) => {
-    const row = Object.fromEntries(data.fields.map((field, index) => [field, values[index]]));
-    row.layers = row.id.split("-").map((part) => parseInt(part, 10));
-    row.distilled = data.distilled[row.id] ?? null;
-    return Object.assign(row, data.structures[row.structure]);
-  });
   const find = (id) => document.getElementById(id);
   const pareto = find("figure-pareto");
 
@@ -67,30 +61,31 @@
   const words = find("trials-find");
   const depth = find("trials-depth");
   const state = find("trials-state");
-  let sorted = { key: "ratio", down: false };
+  const LAYERS = 0; // the column of dropped layers, which comes first
+  const STATE = data.columns.indexOf("state");
+  const DROPPED = data.columns.indexOf("how many");
+  let sorted = { at: data.columns.findIndex((title) => title.startsWith("PPL ratio")), down: false };
   let page = 0;
-  let chosen = data.rows;
+  let chosen = data.table;
 
-  function show(row, column) {
-    const value = row[column.key];
-    if (value == null) return "–";
-    return typeof value === "number" && column.places != null
-      ? value.toLocaleString("en", { minimumFractionDigits: column.places, maximumFractionDigits: column.places })
-      : String(value);
+  function show(value) {
+    if (Array.isArray(value)) return value.join(", ") || "none";
+    if (typeof value !== "number") return value ?? "–";
+    return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(3);
   }
 
   function filter() {
     const wanted = words.value.split(/[^0-9]+/).filter(Boolean).map(Number);
-    chosen = data.rows.filter((row) =>
-      wanted.every((layer) => row.layers.includes(layer))
-      && (!depth.value || row.count === Number(depth.value))
-      && (!state.value || row.state === state.value));
-    const { key, down } = sorted;
+    chosen = data.table.filter((row) =>
+      wanted.every((layer) => row[LAYERS].some((part) => parseInt(part, 10) === layer))
+      && (!depth.value || row[DROPPED] === Number(depth.value))
+      && (!state.value || row[STATE] === state.value));
+    const { at, down } = sorted;
     chosen.sort((one, other) => {
-      const [a, b] = [one[key], other[key]];
-      if (a == null || b == null) return (a == null) - (b == null) || one.number - other.number;
+      const [a, b] = [one[at], other[at]];
+      if (a == null || b == null) return (a == null) - (b == null);
       const order = typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
-      return (down ? -order : order) || one.number - other.number;
+      return down ? -order : order;
     });
     page = 0;
     draw();
@@ -101,19 +96,19 @@
     const shown = chosen.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS);
     body.replaceChildren(...shown.map((row) => {
       const line = document.createElement("tr");
-      data.columns.forEach((column, index) => {
+      row.forEach((value, index) => {
         const cell = document.createElement(index ? "td" : "th");
-        cell.append(show(row, column));
-        if (column.isText) cell.className = "words";
+        cell.append(show(value));
+        if (typeof value === "string") cell.className = "words";
         line.append(cell);
       });
       return line;
     }));
-    find("trials-count").textContent = `${chosen.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} trials; page ${page + 1} of ${pages}`;
+    find("trials-count").textContent = `${chosen.length.toLocaleString("en")} of ${data.table.length.toLocaleString("en")} trials; page ${page + 1} of ${pages}`;
     find("trials-before").disabled = page === 0;
     find("trials-after").disabled = page + 1 >= pages;
     for (const button of document.querySelectorAll("[data-sort]")) {
-      const isSorted = button.dataset.sort === sorted.key;
+      const isSorted = Number(button.dataset.sort) === sorted.at;
       button.closest("th").setAttribute("aria-sort", isSorted ? (sorted.down ? "descending" : "ascending") : "none");
     }
   }
@@ -122,9 +117,9 @@
     // a spreadsheet would run what begins like a formula; a number that is below zero is none
     const guard = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value));
     const quote = (value) => (value == null ? "" : /[",\r\n]/.test(value) ? `"${guard(value).replaceAll('"', '""')}"` : guard(value));
-    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(column.key === "dropped" ? row.id.split("-").join(" ") : row[column.key])))];
+    const lines = [data.columns, ...chosen].map((row) => row.map((cell) => quote(Array.isArray(cell) ? cell.join(" ") : cell)).join(","));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = data.file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -133,7 +128,8 @@
   for (const control of [words, depth, state]) control.addEventListener("input", filter);
   for (const button of document.querySelectorAll("[data-sort]")) {
     button.addEventListener("click", () => {
-      sorted = { key: button.dataset.sort, down: sorted.key === button.dataset.sort && !sorted.down };
+      const at = Number(button.dataset.sort);
+      sorted = { at, down: sorted.at === at && !sorted.down };
       filter();
     });
   }

@@ -8,44 +8,44 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import plotly.graph_objects as go
 
 from seed import study_dir
-from seed.evidence import SearchGain, StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
-from seed.records import DistillResult, Estimate, Evaluation, TrialRecord
+from seed.records import DistillResult, TrialRecord
 from seed.reporting.card import render_markdown
-from seed.reporting.document import prepare_figures, render
-from seed.reporting.figures import FIGURES, draw_gallery
+from seed.reporting.document import prepare_figure, render
+from seed.reporting.figures import draw_gallery
 from seed.reporting.result_text import (
     Table,
     describe_certainty,
     describe_equivalence,
-    describe_size,
+    describe_worth,
     explain_none,
-    tabulate_frontier,
-    tabulate_models,
+    list_model,
+    list_models,
+    make_table,
+    write_result,
 )
 from seed.reporting.wording import (
+    describe_drafting,
     describe_gguf,
     format_bytes,
-    format_change,
     format_count,
     format_number,
     list_dropped,
     name_proxy,
 )
-from seed.results import MARGINS, Model, StudyResult, link_candidate, read_speedup, recommend, recommend_faster
+from seed.results import MARGINS, Model, StudyResult, expect_drafting, recommend, recommend_faster
+from seed.study_dir import StudyFolder
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
-FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
-DECIDING = ("dropped layers", "latency ratio", "PPL ratio")
 # what a reader may accept: per cent of PPL, and times faster
 LOSSES = (*range(11), 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 SPEEDUPS = [1 + step / 20 for step in range(181)]
@@ -63,12 +63,8 @@ def write_page(result: StudyResult, path: Path) -> None:
 def render_page(result: StudyResult, *, root: Path) -> str:
     """Return the report as HTML. The same result gives the same bytes. ``root``: the study's folder."""
     record = result.record
-    protocol = msgspec.to_builtins(record.plan.protocol)
-    if types := protocol.pop("gguf_types", None):
-        protocol["gguf"] = describe_gguf(types)
-    states = Counter(trial.state for trial in record.trials)
     stops = {"loss": list_losses(result), "speed": list_speeds(result)}
-    shown = {stop.model.key: stop.model for stop in (*stops["loss"], *stops["speed"]) if stop.model}
+    shown = {stop["id"] for stop in (*stops["loss"], *stops["speed"])}
     return render(
         "report.html",
         result=result,
@@ -76,60 +72,32 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         start=LOSSES.index(MARGINS[-1]),
         first=stops["loss"][LOSSES.index(MARGINS[-1])],
         picks=[describe_pick(model, result, root=root) for model in result.best if model.key in shown],
-        figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result)),
+        figures={key: prepare_figure(figure, key=key) for key, figure in draw_gallery(result).items()},
         depths=sorted({trial.evaluation.candidate.num_dropped for trial in record.trials}),
-        states=sorted(state.lower() for state in states),
-        trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
-        distillation=gather_settings(record.distilled),
-        protocol=protocol,
-        environment=msgspec.to_builtins(record.environment),
-        data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(result)},
+        states=sorted({trial.state.lower() for trial in record.trials}),
+        settings=list_settings(record),
+        data={"stops": stops, **gather_data(record)},
         worth=describe_worth(record.gain) if record.gain else "",
-        models=put_first(tabulate_models(result)),
-        frontier=put_first(tabulate_frontier(result)),
+        models=make_table(list_models(result)),
+        distillations=tabulate_distillations(record.distilled),
     )
 
 
-def put_first(table: Table) -> Table:
-    """Return a table whose columns that decide come first: on a phone the others are out of sight."""
-    order = sorted(range(len(table.columns)), key=lambda place: table.columns[place] not in DECIDING)
-    rows = [[row[place] for place in order] for row in table.rows]
-    return dataclasses.replace(table, columns=[table.columns[place] for place in order], rows=rows)
-
-
 # ---- which model to ship
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """A position of the slider: what is asked for, the model that it leads to, and how sure that is."""
-
-    asks: str
-    model: Model | None
-    is_sure: bool
-    certainty: str  # or why there is no model
-
-    def tell(self) -> dict[str, object]:
-        """Return what the page's script reads."""
-        return {
-            "asks": self.asks,
-            "id": self.model and self.model.key,
-            "isSure": self.is_sure,
-            "certainty": self.certainty,
-        }
+# a position of the slider: what it asks for, the key of the model that it leads to, and how sure that is
+Stop = dict[str, object]
 
 
 def list_losses(result: StudyResult) -> list[Stop]:
     """Return the fastest model within each loss of perplexity that a reader may accept, up to what all models keep."""
     worst = max((100 * (model.ppl_ratio.value or 1) - 100 for model in result.best), default=0.0)
     most = next((loss for loss in LOSSES if loss >= max(worst, MARGINS[-1])), LOSSES[-1])
-    stops = []
+    stops: list[Stop] = []
     for loss in (loss for loss in LOSSES if loss <= most):
         found = recommend(result.best, margin=loss)
-        told = describe_certainty(found, names_margin=True) if found.chosen else explain_none(found, result)
-        stops.append(
-            Stop(asks=f"up to {loss}\u00a0% more perplexity", model=found.chosen, is_sure=found.is_sure, certainty=told)
-        )
+        told = describe_certainty(found) if found.chosen else explain_none(found, result)
+        key, asks = found.chosen and found.chosen.key, f"up to {loss}\u00a0% more perplexity"
+        stops.append({"asks": asks, "id": key, "isSure": found.is_sure, "certainty": told})
     return stops
 
 
@@ -144,26 +112,29 @@ def list_speeds(result: StudyResult) -> list[Stop]:
         is_sure, told = high is not None and high * speedup <= 1, "timed too few times to tell how sure that is"
         if low and high:
             told = f"95\u00a0% interval {1 / high:.2f} to {1 / low:.2f} times faster, {'all' if is_sure else 'not all'} of it as fast"
-        stops.append(Stop(asks=f"at least {speedup:.2f} times faster", model=found, is_sure=is_sure, certainty=told))
+        asks = f"at least {speedup:.2f} times faster"
+        stops.append({"asks": asks, "id": found.key, "isSure": is_sure, "certainty": told})
     return stops
 
 
 def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str, object]:
     """Return what the page says of a model that may be shipped: its figures, those that are as good, and how to load it."""
-    record, theirs = result.record, result.record.dense.user_score
+    record, theirs, size = result.record, result.record.dense.user_score, model.size
+    cells = list_model(model, record.dense)
     compared = "" if theirs is None else f"dense model {theirs:g}"
+    text = "test text" if model.is_distilled else f"validation text, {name_proxy(record.frontier.proxy)} only"
     return {
         "model": model,
         "facts": [
-            describe_pace(model, record),
-            describe_loss(model, record),
+            ("speed", cells["speed [95 %]"], describe_pace(model, record)),
+            (f"perplexity, {text}", cells["PPL [95 %]"], describe_loss(model, record)),
             (
                 "size",
-                describe_size(model, record),
-                f"{format_count(model.size.num_params)} parameters, {format_bytes(model.size.weight_bytes)}; "
-                f"KV cache {format_bytes(model.size.kv_bytes_per_token)} a token",
+                cells["size"],
+                f"{format_count(size.num_params)} parameters; KV cache {format_bytes(size.kv_bytes_per_token)} a token",
             ),
-            *([("your score", f"{model.user_score:g}", compared)] if model.user_score is not None else []),
+            *list_draft(model),
+            *([("your score", cells["yours"], compared)] if cells["yours"] else []),
         ],
         "continued": list_continuations(model, result),
         "beside": [describe_equivalence(one, result) for one in record.equivalences if one.other == model.key],
@@ -171,33 +142,37 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
     }
 
 
-def describe_pace(model: Model, record: StudyRecord) -> tuple[str, str, str]:
-    """Return how fast a model is, with the interval of the speed-up, and how fast that is in tokens and milliseconds."""
-    protocol, latency, dense_ms = record.plan.protocol, model.latency, record.dense.latency.median_ms
-    whole = [format_number(1 / latency.ratio, places=2), "times faster"]
-    speedup = read_speedup(latency)
-    if speedup.low is not None and speedup.high is not None:
-        whole.insert(1, f"[{speedup.low:.2f}, {speedup.high:.2f}]")
+def list_draft(model: Model) -> list[tuple[str, str, str]]:
+    """Return what a model gains as a draft of the dense model, where that is expected of it."""
+    found, accepted = expect_drafting(model.quality.acceptance, model.latency), model.quality.acceptance
+    if accepted is None or found is None or not found.tokens_ahead:
+        return []
+    more = (
+        f"the dense model accepts {100 * accepted:.0f}\u00a0% of what it samples, and writes what it would have written"
+    )
+    return [("as a draft", describe_drafting(found), more)]
+
+
+def describe_pace(model: Model, record: StudyRecord) -> str:
+    """Return how fast a model is in tokens and milliseconds, beside the dense one."""
+    protocol, dense_ms = record.plan.protocol, record.dense.latency.median_ms
     paces = []
-    for ms in (latency.ratio * dense_ms, dense_ms):
+    for ms in (model.latency.ratio * dense_ms, dense_ms):
         rate = 1000 * protocol.latency_batch * protocol.new_tokens / ms
         tokens = "" if protocol.latency_command else f"{format_number(rate, places=int(rate < 100))} tokens/s, "
         paces.append(f"{tokens}{format_number(ms, places=1)} ms")
-    return "speed", " ".join(whole), f"{paces[0]}; dense model {paces[1]}"
+    return f"{paces[0]}; dense model {paces[1]}"
 
 
-def describe_loss(model: Model, record: StudyRecord) -> tuple[str, str, str]:
-    """Return how much perplexity a model loses, on which text, and the perplexities themselves."""
-    ends = (model.ppl_ratio.value, model.ppl_ratio.low, model.ppl_ratio.high)
-    value, low, high = (None if end is None else end - 1 for end in ends)
+def describe_loss(model: Model, record: StudyRecord) -> str:
+    """Return a model's perplexity beside the dense one's, and what recovery did for it."""
     dense = record.dense.judged if model.is_distilled else record.dense.validation
     told = f"PPL {format_number(model.quality.perplexity, places=2)}; dense model {format_number(dense.perplexity, places=2)}"
     if model.unrecovered is not None and model.unrecovered != model.quality.ppl_ratio:
         told += f"; {100 * model.unrecovered - 100:+.0f}\u00a0% without recovery"
     if model.num_distilled > 1:
         told += f"; mean of {model.num_distilled} distillations, of which the first is exported"
-    text = "test text" if model.is_distilled else f"validation text, {name_proxy(record.frontier.proxy)} only"
-    return f"perplexity, {text}", format_change(Estimate(value=value, low=low, high=high), places=1), told
+    return told
 
 
 def list_continuations(model: Model, result: StudyResult) -> list[tuple[str, str, str]]:
@@ -233,113 +208,73 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
     ]
 
 
-def describe_worth(gain: SearchGain) -> str:
-    """Return what searching bought over the best of the simpler ways that the study's own scores can play, and for how much more."""
-    known = [one for one in gain.baselines if one.is_whole and any(pick.ppl_ratio is not None for pick in one.picks)]
-    if not known:
-        return ""
-    best = min(known, key=lambda one: max(pick.ppl_ratio or 1.0 for pick in one.picks))
-    times = f", at {format_number(gain.cost / best.cost, places=1)} times its cost" if best.cost else ""
-    # by more than twice its standard error
-    known_picks = [(pick.ppl_ratio or 1.0, pick.standard_error or 0.0) for pick in best.picks]
-    leads = [ratio - 1 for ratio, error in known_picks if ratio - 1 > 2 * error]
-    if leads:
-        return f"Searching bought up to {100 * max(leads):.1f}\u00a0% less perplexity than {best.title}, by the proxy{times}."
-    is_same = all(pick.candidate == pick.best for pick in best.picks)
-    return f"Searching bought nothing{'' if is_same else ' that can be measured'} over {best.title}{times}."
-
-
 # ---- how it was measured
 
 
-def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
-    """Return the settings that all distillations share, then what is each model's own."""
-    every = [result.settings for result in results]
-    shared = {
-        key: value for one in every[:1] for key, value in one.items() if all(other.get(key) == value for other in every)
+def list_settings(record: StudyRecord) -> dict[str, object]:
+    """Return how everything was measured, by title; but for the address of the storage, which may hold a password."""
+    plan = msgspec.to_builtins(record.plan)
+    protocol = plan.pop("protocol")
+    if types := protocol.pop("gguf_types", None):
+        protocol["gguf"] = describe_gguf(types)
+    told = {name: value for name, value in plan.items() if name not in ("storage", "command")}
+    return {
+        "Study": {**told, "fingerprint": record.plan.fingerprint, **Counter(trial.state for trial in record.trials)},
+        "Protocol: what decides the meaning of the numbers": protocol,
+        "Environment: versions and hardware": msgspec.to_builtins(record.environment),
     }
-    own = {
-        f"without {list_dropped(r.candidate)}": ", ".join(
-            [f"{key.replace('_', ' ')} {value}" for key, value in r.settings.items() if key not in shared]
-            + [f"started from {name_proxy(r.start)}", f"kept step {r.best_step:,}", f"took {r.seconds:,.0f} s"]
-        )
-        for r in results
-    }
-    return {**shared, **own}
+
+
+def tabulate_distillations(results: Sequence[DistillResult]) -> Table:
+    """Return the table of how each model was distilled."""
+    rows: list[dict[str, str | None]] = [
+        {
+            "without layers": list_dropped(one.candidate),
+            "start": name_proxy(one.start),
+            "kept step": f"{one.best_step:,}",
+            "seconds": f"{one.seconds:,.0f}",
+            **{key.replace("_", " "): str(value) for key, value in one.settings.items()},
+        }
+        for one in results
+    ]
+    return make_table(rows, title="How each was distilled.")
 
 
 # ---- all trials
 
 
-def gather_data(result: StudyResult) -> dict[str, object]:
-    """Return what the page's script reads of the trials."""
-    record = result.record
-    structures: dict[str, int] = {}
-    table = [list_trial(trial, record.frontier.proxy, structures) for trial in record.trials]
-    measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
+def gather_data(record: StudyRecord) -> dict[str, object]:
+    """Return what the page's script reads of the trials; a column in which no row has anything is left out."""
+    tests = {one.candidate.key: one.test.ppl_ratio for one in record.distilled}
+    rows = [list_trial(trial, proxy=record.frontier.proxy, tests=tests) for trial in record.trials]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)] if rows else []
     return {
         "file": f"{record.plan.name}-trials.csv",
-        "columns": list(list_columns(record)),
-        "fields": FIELDS,
-        "structures": [describe_structure(measured[name]) for name in structures],
-        "table": table,
-        "distilled": {link_candidate(one.candidate): _round(one.test.ppl_ratio) for one in record.distilled},
+        "columns": columns,
+        "table": [[row[name] for name in columns] for row in rows],
     }
 
 
-def list_columns(record: StudyRecord) -> Iterable[dict[str, object]]:
-    """Yield the table's columns: what a row calls it, its title, its decimals."""
-    yield {"key": "dropped", "title": "dropped layers", "isText": True}
-    yield {"key": "latency", "title": "latency ratio", "places": 3}
-    yield {"key": "ratio", "title": f"PPL ratio, validation ({name_proxy(record.frontier.proxy)})", "places": 4}
-    if record.distilled:
-        yield {"key": "distilled", "title": "PPL ratio, test (distilled)", "places": 4}
-    yield {"key": "unrecovered", "title": "PPL ratio, validation (unrecovered)", "places": 4}
-    yield {"key": "error", "title": "standard error (validation)", "places": 4}
-    yield {"key": "count", "title": "how many"}
-    yield {"key": "low", "title": "latency from", "places": 3}
-    yield {"key": "high", "title": "latency to", "places": 3}
-    yield {"key": "params", "title": "parameters", "places": 0}
-    yield {"key": "seconds", "title": "seconds", "places": 2}
-    yield {"key": "state", "title": "state", "isText": True}
-    yield {"key": "number", "title": "trial"}
-    if any(explain_absence(trial.evaluation, record.frontier.proxy) for trial in record.trials):
-        yield {"key": "note", "title": "no value because", "isText": True}
-
-
-def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> list[object]:
-    """Return a trial's cells, as FIELDS names them; its structure by its number, of which a new one gets the next."""
-    evaluation = trial.evaluation
+def list_trial(trial: TrialRecord, *, proxy: str, tests: Mapping[str, float]) -> dict[str, object]:
+    """Return a trial's cells by column, what decides in front. ``tests``: PPL ratios of distilled models by key."""
+    evaluation, latency = trial.evaluation, trial.evaluation.latency
     qualities = {} if trial.state == "FAIL" else evaluation.qualities
     quality, raw = qualities.get(proxy), qualities.get("none")
-    return [
-        trial.number,
-        trial.state.lower(),
-        link_candidate(evaluation.candidate),
-        _round(quality.ppl_ratio if quality else None),
-        _round(quality.ppl_ratio_standard_error if quality else None),
-        _round(raw.ppl_ratio if raw else None),
-        structures.setdefault(evaluation.latency.structure, len(structures)),
-        round(evaluation.seconds, 2),
-        list_dropped(evaluation.candidate),
-        explain_absence(evaluation, proxy),
-    ]
-
-
-def explain_absence(evaluation: Evaluation, proxy: str) -> str | None:
-    """Return why a candidate has no value; None: it has one."""
-    return evaluation.skipped_because or evaluation.explain_failure(proxy)
-
-
-def describe_structure(evaluation: Evaluation) -> dict[str, object]:
-    """Return what all candidates of a structure have in common."""
-    latency = evaluation.latency
     return {
-        "count": evaluation.candidate.num_dropped,
-        "latency": _round(latency.ratio),
-        "low": _round(latency.ratio_low),
-        "high": _round(latency.ratio_high),
-        "params": evaluation.size.num_params,
+        "dropped layers": [int(part) if part.isdigit() else part for part in evaluation.candidate.parts],
+        "latency ratio": _round(latency.ratio),
+        f"PPL ratio, validation ({name_proxy(proxy)})": _round(quality.ppl_ratio if quality else None),
+        "PPL ratio, test (distilled)": _round(tests.get(evaluation.candidate.key)),
+        "PPL ratio, validation (unrecovered)": _round(raw.ppl_ratio if raw else None),
+        "standard error (validation)": _round(quality.ppl_ratio_standard_error if quality else None),
+        "how many": evaluation.candidate.num_dropped,
+        "latency from": _round(latency.ratio_low),
+        "latency to": _round(latency.ratio_high),
+        "parameters": evaluation.size.num_params,
+        "seconds": _round(evaluation.seconds),
+        "state": trial.state.lower(),
+        "trial": trial.number,
+        "no value because": evaluation.skipped_because or evaluation.explain_failure(proxy),
     }
 
 
@@ -350,24 +285,17 @@ def _round(value: float | None) -> float | None:
 # ---- in Optuna Dashboard
 
 
-def write_study_note(result: StudyResult, *, root: Path) -> str:
-    """Return the note of a searched study: its answer, what is shown, and where things are. ``root``: the study's folder."""
-    record = result.record
-    numbers = {trial.evaluation.candidate.key: trial.number for trial in record.trials if trial.state == "COMPLETE"}
-    numbers |= {member.evaluation.candidate.key: member.trial_number for member in record.frontier.members}
-    return render_markdown(
-        "note.md",
-        result=result,
-        plan=record.plan,
-        proxy=record.frontier.proxy,
-        root=root,
-        numbers=numbers,
-    )
+def write_note(plan: SearchPlan, *, root: Path, result: StudyResult | None = None) -> str:
+    """Return a study's note: its answer, what is shown, and where things are.
 
-
-def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
-    """Return the note of a study whose search has begun and has no answer yet."""
-    return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root)
+    Args:
+        plan: of the search.
+        root: the study's folder.
+        result: what is known so far; None: the search has just begun.
+    """
+    answer = None if result is None else write_result(result, study=StudyFolder(root))
+    is_running = result is not None and result.record.is_running
+    return render_markdown("note.md", plan=plan, root=root, answer=answer, is_running=is_running)
 
 
 def draw_dashboard(result: StudyResult) -> dict[str, str]:
@@ -377,8 +305,7 @@ def draw_dashboard(result: StudyResult) -> dict[str, str]:
     """
     step = math.ceil(len(result.scored) / MOST_TRIALS) or 1
     few = dataclasses.replace(result, scored=result.scored[::step])
-    drawn = {name: draw(few) for name, draw in FIGURES.items()}
-    return {f"seed-{name}": write_figure(figure) for name, figure in drawn.items() if figure.data}
+    return {f"seed-{name}": write_figure(figure) for name, figure in draw_gallery(few).items()}
 
 
 def write_figure(figure: go.Figure) -> str:

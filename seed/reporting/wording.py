@@ -6,7 +6,7 @@ Plain text: whoever writes HTML escapes it there.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
 from seed.results import Drafting
 
 ABSENT = "\N{EN DASH}"
@@ -103,12 +103,6 @@ def scale(value: float, *, units: Sequence[str]) -> str:
     return f"{value:,.{digits}f}\u00a0{units[step]}".rstrip("\u00a0")
 
 
-def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
-    """Return the PPL ratio with one standard error: ``1.054 ± 0.004``."""
-    ratio, error = quality.ppl_ratio, quality.ppl_ratio_standard_error
-    return f"{format_number(ratio, places=places)} ± {format_number(error, places=places)}"
-
-
 def format_latency_ratio(latency: Latency) -> str:
     """Return the ratio with its 95 % interval; the interval is left out where it is the point itself, or there is none."""
     ratio = format_number(latency.ratio)
@@ -121,25 +115,30 @@ def format_latency_ratio(latency: Latency) -> str:
     return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
 
 
-def format_interval(estimate: Estimate, *, places: int = 3, sign: str = "", factor: float = 1.0, unit: str = "") -> str:
-    """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none."""
+def format_interval(estimate: Estimate, spec: str = ",.3f", *, unit: str = "", end: str = "") -> str:
+    """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none. ``unit`` follows the value, ``end`` the whole."""
     if estimate.value is None:
         return ABSENT
-    spec = f"{sign},.{places}f"
-    value = format(factor * estimate.value, spec)
+    value = f"{estimate.value:{spec}}{unit}"
     if estimate.low is None or estimate.high is None:
-        return value + unit
-    return f"{value} [{format(factor * estimate.low, spec)}, {format(factor * estimate.high, spec)}]{unit}"
+        return value + end
+    return f"{value} [{estimate.low:{spec}}, {estimate.high:{spec}}]{end}"
 
 
 def format_signed(estimate: Estimate) -> str:
     """Return ``+0.78 [+0.60, +0.90]``."""
-    return format_interval(estimate, places=2, sign="+z")
+    return format_interval(estimate, "+z,.2f")
 
 
-def format_change(estimate: Estimate, *, places: int = 2) -> str:
+def format_change(share: Estimate) -> str:
     """Return a share as ``+1.20 [+0.70, +1.70] %``."""
-    return format_interval(estimate, places=places, sign="+z", factor=100.0, unit="\u00a0%")
+    return format_interval(take_percent(share), "+z,.2f", end="\u00a0%")
+
+
+def take_percent(share: Estimate) -> Estimate:
+    """Return a share in per cent."""
+    value, low, high = (None if end is None else 100 * end for end in (share.value, share.low, share.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 def compare_size(num_params: int, *, dense_num_params: int) -> str:
@@ -148,17 +147,6 @@ def compare_size(num_params: int, *, dense_num_params: int) -> str:
     if abs(share) < 0.0005:
         return "as large as the dense model"
     return f"{100 * abs(share):.{0 if abs(share) >= 0.0995 else 1}f}\u00a0% {'smaller' if share > 0 else 'larger'}"
-
-
-def describe_speed(latency: Latency) -> str:
-    """Return ``1.19 times faster``, or that no difference could be measured when the interval holds 1."""
-    decodes = "decode" in latency.workload.lower()
-    low, ratio, high = latency.ratio_low, latency.ratio, latency.ratio_high
-    if ratio == 1 or (low is not None and high is not None and low < 1 < high):
-        return f"no measurable change in speed{' of decoding' if decodes else ''}"
-    few = "" if low is not None else f" in {count_things(latency.repeats, 'timed pair')}, too few to be sure"
-    change = f"{1 / ratio:.2f} times faster" if ratio < 1 else f"{ratio:.2f} times slower"
-    return f"{change}{' to decode' if decodes else ''}{few}"
 
 
 def count_things(count: float, noun: str) -> str:
@@ -172,25 +160,25 @@ def join_words(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-# ---- Markdown
-
-ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
-
-
 def describe_drafting(found: Drafting) -> str:
-    """Return ``1.24 times faster, 3 tokens ahead``, or that it is no gain."""
+    """Return ``1.24 times faster expected, 3 tokens ahead``, or that it is no gain."""
     if not found.tokens_ahead:
         return "no gain expected"
     return f"{found.speedup:.2f} times faster expected, {count_things(found.tokens_ahead, 'token')} ahead"
 
 
 def describe_draft(found: DraftTiming) -> str:
-    """Return ``1.21 times faster [1.18, 1.24], 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
+    """Return ``1.21 [1.18, 1.24] times faster, 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
     return (
-        f"{format_interval(found.speedup, places=2)} times faster, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
+        f"{format_interval(found.speedup, '.2f')} times faster, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
         f"{found.same} of {count_things(found.prompts, 'prompt')}"
     )
+
+
+# ---- Markdown
+
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
 
 
 def escape_text(text: str) -> str:

@@ -17,7 +17,7 @@ from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets
 from seed.plans import SearchPlan
 from seed.records import DenseResult, Frontier
-from seed.reporting.page import draw_dashboard, write_opening_note, write_page, write_study_note
+from seed.reporting.page import draw_dashboard, write_note, write_page
 from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
@@ -87,7 +87,7 @@ def publish_record(
     try:
         show_study(
             opened,
-            note=write_study_note(result, root=study.root),
+            note=write_note(record.plan, root=study.root, result=result),
             figures=draw_dashboard(result),
             cards={name: path.read_text(encoding="utf-8") for name, path in cards.items() if path.is_file()},
             artifacts=study.artifacts,
@@ -101,9 +101,8 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_w
     """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
     if study.frontier.exists():
         return
-    note = write_opening_note(plan, proxy=plan.protocol.proxy, root=study.root)
     try:
-        show_note(opened, note, artifacts=study.artifacts)
+        show_note(opened, write_note(plan, root=study.root), artifacts=study.artifacts)
     except (StudyError, ResourceError) as error:
         on_warning(f"Optuna Dashboard: {error}")
 

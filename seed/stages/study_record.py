@@ -12,7 +12,7 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.evidence import SearchGain, StudyRecord
-from seed.optimize.analysis import compare_replicated, measure_progress, read_sensitivities, summarize_replicas
+from seed.optimize.analysis import compare_replicated, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, SearchPlan, continue_plan, read_plan
 from seed.records import (
@@ -82,7 +82,6 @@ def gather_record(
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(distilled, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
-        progress=measure_progress(trials, proxy=protocol.proxy),
     )
 
 

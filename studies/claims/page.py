@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -29,14 +28,30 @@ VERDICTS = {
     "does not hold": ("\N{BALLOT X}", ("does not hold", "do not hold")),
     "cannot tell": ("?", ("cannot be told", "cannot be told")),
 }
-# way to a smaller model: what people call it, colour, symbol
+# way to a smaller model: what people call it, colour
 WAYS = {
-    "distillation": ("dropped at once, distilled", DEPTH_COLORS[0], "circle"),
-    "stages": ("dropped in stages, distilled", DEPTH_COLORS[2], "diamond"),
-    "width": ("cut in width, distilled", GREY, "square"),
-    "pretraining": ("continued pretraining", DEPTH_COLORS[1], "triangle-up"),
-    "lora-pretraining": ("LoRA on the text alone", DEPTH_COLORS[3], "cross"),
+    "distillation": ("dropped at once, distilled", DEPTH_COLORS[0]),
+    "stages": ("dropped in stages, distilled", DEPTH_COLORS[2]),
+    "width": ("cut in width, distilled", GREY),
+    "pretraining": ("continued pretraining", DEPTH_COLORS[1]),
+    "lora-pretraining": ("LoRA on the text alone", DEPTH_COLORS[3]),
 }
+NOTE = (
+    "A claim holds where the whole 95\u00a0% interval of what was measured says so, does not hold where the whole interval says otherwise, "
+    "and else this evidence cannot tell. Per cent: one perplexity over another less 1, same documents and random seeds. PPL ratio: "
+    "perplexity on test text after recovery, divided by the dense model's. Brackets: 95\u00a0% interval by Student's t, as documents and "
+    "random seeds vary, not corrected for the number of comparisons. What was reported was measured on other models and text: a claim "
+    "may be right there and wrong here."
+)
+REACHED = (
+    "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Marks: mean over random "
+    "seeds; bars: 95\u00a0% interval, as documents and random seeds vary. All share documents and seeds, so that two may differ although "
+    "their bars overlap: the verdicts rest on paired differences."
+)
+SINGLES = (
+    "Each layer dropped by itself: logarithm of perplexity over the dense model's, on validation text; at 0 nothing is lost. Bars: "
+    "95\u00a0% interval, as documents vary."
+)
 
 
 def name_model(key: str) -> str:
@@ -68,8 +83,7 @@ def tell_claims(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) ->
     groups = group_runs(evidence)
     return Findings(
         study=evidence.ledger.study,
-        kind="claims",
-        folder=Path(__file__).parent,
+        question="which claims about dropping layers hold on this model?",
         answers=[
             f"{count_verdicts(answers)} Model: {evidence.ledger.model}.",
             *(
@@ -78,8 +92,8 @@ def tell_claims(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) ->
                 for claim, finding in answers
             ),
         ],
-        figure=draw_reached(evidence, groups),
-        more_figures={"layers": draw_singles(evidence)},
+        note=NOTE,
+        figures=[(draw_reached(evidence, groups), REACHED), draw_singles(evidence)],
         tables=[tabulate_trained(evidence, groups), tabulate_times(evidence)],
         settings={
             "model": evidence.ledger.model,
@@ -125,20 +139,14 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
     """Draw the test PPL ratio of each trained model, the mean with its interval: a panel for each size."""
     panels: dict[str, list[Dot]] = {}
     for group in groups:
-        way = WAYS[group.way][0]
-        dot = Dot(row=f"{group.models}, {way}", series=way, estimate=group.ratio, hover=format_interval(group.ratio))
+        way, color = WAYS[group.way]
+        dot = Dot(row=f"{group.models}, {way}", estimate=group.ratio, color=color)
         panels.setdefault(name_depth(evidence, group.depth), []).append(dot)
-    return draw_dots(
-        panels,
-        {way: (color, symbol) for way, color, symbol in WAYS.values()},
-        title="What each model reached",
-        x_title="PPL ratio",
-        is_bounded=True,
-    )
+    return draw_dots(panels, title="What each model reached", x_title="PPL ratio")
 
 
-def draw_singles(evidence: Evidence) -> go.Figure:
-    """Draw the log PPL ratio of each layer dropped alone, a series for each proxy, with its interval over documents."""
+def draw_singles(evidence: Evidence) -> tuple[go.Figure, str]:
+    """Draw the log PPL ratio of each layer dropped alone, a series for each proxy, with its interval over documents; and its caption."""
     layers = range(evidence.num_layers)
     costs = {
         proxy: [estimate_cost(evidence, {layer: 1.0}, proxy=proxy) for layer in layers] for proxy in evidence.singles
@@ -165,8 +173,9 @@ def draw_singles(evidence: Evidence) -> go.Figure:
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(dtick=1 if evidence.num_layers <= 32 else 4, range=[-0.6, evidence.num_layers - 0.4])
-    titles = {"x_title": "dropped layer", "y_title": "log PPL ratio (nats per token)"}
-    return finish_figure(figure, title="What one layer costs", **titles, beyond=beyond)
+    caption = f"{SINGLES} Farther off: {'; '.join(beyond)}." if beyond else SINGLES
+    y_title = "log PPL ratio (nats per token)"
+    return finish_figure(figure, title="What one layer costs", x_title="dropped layer", y_title=y_title), caption
 
 
 def tabulate_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:

@@ -218,8 +218,8 @@ def test_much_judged_text_is_thinned_evenly_and_little_stays(monkeypatch: pytest
     assert "of its 400 documents judged" in judged.notes[0]
 
 
-def test_the_report_prints_the_rule_that_holds() -> None:
-    rule = " ".join((ROOT / "seed/reporting/templates/text_rule.txt").read_text().split())
+def test_the_documentation_tells_the_rule_that_holds() -> None:
+    rule = " ".join((ROOT / "docs/method.md").read_text().split())
     assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
     for number in (
         f"{documents.PASSAGE_CHARACTERS:,} characters or more",

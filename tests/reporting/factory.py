@@ -6,7 +6,7 @@ import math
 import msgspec
 import numpy as np
 
-from seed.evidence import Agreement, Baseline, BaselinePick, Equivalence, Progress, SearchGain, Sensitivity, StudyRecord
+from seed.evidence import Agreement, Baseline, BaselinePick, Equivalence, SearchGain, Sensitivity, StudyRecord
 from seed.optimize.analysis import compare_replicated, summarize_replicas
 from seed.plans import Environment, Protocol, SearchPlan, StreamRecord
 from seed.records import (
@@ -272,7 +272,6 @@ def make_record() -> StudyRecord:
         ),
         equivalences=make_equivalences(frontier),
         sensitivities=make_sensitivities(trials),
-        progress=Progress(reference=(1.3, 1.0), num_trials=178, steps=((0, 0.01), (5, 0.02), (40, 0.05))),
     )
 
 
@@ -289,7 +288,7 @@ def make_equivalences(frontier: Frontier) -> tuple[Equivalence, ...]:
 
 
 def make_sensitivities(trials: tuple[TrialRecord, ...]) -> tuple[Sensitivity, ...]:
-    """Return what layers and pairs cost by two proxies, as the trials have it."""
+    """Return what layers cost by two proxies, as the trials have it."""
     found = []
     for proxy in ("none", PROXY):
         ratios = {
@@ -297,9 +296,8 @@ def make_sensitivities(trials: tuple[TrialRecord, ...]) -> tuple[Sensitivity, ..
             for trial in trials
             if trial.state == "COMPLETE"
         }
-        pairs = tuple((*dropped, ratio) for dropped, ratio in ratios.items() if len(dropped) == 2)
         singles = tuple(ratios.get((layer,)) for layer in range(NUM_LAYERS))
-        found.append(Sensitivity(proxy=proxy, base=1.0, singles=singles, pairs=pairs))
+        found.append(Sensitivity(proxy=proxy, singles=singles))
     return tuple(found)
 
 

@@ -4,14 +4,12 @@ import json
 from typing import Any
 
 import msgspec
-import numpy as np
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 
-from seed.evidence import Sensitivity, StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Frontier
-from seed.reporting.figures import draw_gallery, draw_pareto
-from seed.reporting.search_figures import draw_pairs, draw_sensitivity, measure_interactions
+from seed.reporting.figures import draw_gallery, draw_pareto, draw_sensitivity
 from seed.results import StudyResult, compute_result
 from seed.stats import student_t
 
@@ -58,7 +56,7 @@ def test_what_the_figures_show(full: StudyRecord, undistilled: StudyRecord) -> N
 
 def test_an_empty_study_has_one_figure(undistilled: StudyRecord) -> None:
     nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
-    empty = replace(undistilled, trials=(), frontier=nothing, sensitivities=(), progress=None)
+    empty = replace(undistilled, trials=(), frontier=nothing, sensitivities=())
     [pareto] = draw_gallery(compute_result(empty)).values()
     assert [trace.name for trace in pareto.data] == ["dense model"]
 
@@ -77,7 +75,7 @@ def test_points_stand_where_they_were_measured(full: StudyRecord) -> None:
         (result.width_baselines, "uniform width, distilled, test text"),
     ):
         trace = find_trace(figure, name)
-        assert list(trace.y) == [model.ppl_ratio.value for model in models]
+        assert list(trace.y) == pytest.approx([model.ppl_ratio.value for model in models], abs=1e-4)
         bars = [(model.ppl_ratio.high or 0) - (model.ppl_ratio.value or 0) for model in models]
         assert list(trace.error_y.array) == pytest.approx(bars)
 
@@ -96,7 +94,7 @@ def test_every_distilled_model_lies_in_the_plot_with_its_bars(record: StudyRecor
         assert low < y - bar < y + bar < high
         assert bar == pytest.approx(0.02 * student_t(47))
     [star] = zip(*(find_trace(figure, "to ship")[axis] for axis in "xy"), strict=True)
-    assert star in zip(trace.x, trace.y, strict=True)
+    assert any(star == pytest.approx(point, abs=1e-4) for point in zip(trace.x, trace.y, strict=True))
 
 
 def test_outliers_do_not_squeeze_the_frontier(result: StudyResult) -> None:
@@ -104,7 +102,6 @@ def test_outliers_do_not_squeeze_the_frontier(result: StudyResult) -> None:
     low, high = figure.layout.yaxis.range
     trials = find_trace(figure, "scored, validation text").y
     assert low < 1.0 < 1.1 < high < 1.5 < max(trials)
-    assert figure.layout.meta["num_above"] == sum(ratio > high for ratio in trials)
 
 
 def test_the_limit_is_drawn_where_there_is_one(record: StudyRecord) -> None:
@@ -131,26 +128,8 @@ def test_what_no_other_model_beats_is_joined(record: StudyRecord) -> None:
 # ---- the search
 
 
-def test_interactions_are_beside_one_by_one() -> None:
-    known = Sensitivity(
-        proxy="none", base=1.0, singles=(1.1, 1.2, None, 2.0), pairs=((0, 1, 1.5), (0, 2, 1.7), (1, 3, 2.4))
-    )
-    found = measure_interactions(known)
-    assert found[0, 1] == found[1, 0] == pytest.approx(1.5 / 1.32 - 1)
-    assert found[1, 3] == pytest.approx(0)
-    assert np.isfinite(found).sum() == 4
-    assert np.isnan(measure_interactions(replace(known, base=None))).all()
-    assert measure_interactions(replace(known, base=1.05))[0, 1] == pytest.approx(1.5 * 1.05 / 1.32 - 1)
-
-
-def test_sensitivity_draws_each_layer_by_proxy_and_each_pair(record: StudyRecord, result: StudyResult) -> None:
+def test_sensitivity_draws_each_layer_by_proxy(record: StudyRecord, result: StudyResult) -> None:
     raw, closed = [trace for trace in draw_sensitivity(result).data if trace.mode == "markers"]
     for trace, known in zip((raw, closed), record.sensitivities, strict=True):
         assert list(trace.x) == list(range(factory.NUM_LAYERS))
         assert list(trace.y) == pytest.approx([max(0.1, 100 * (ratio - 1)) for ratio in known.singles])
-    [tiles] = draw_pairs(result).data
-    drawn = {(i, j) for i, line in enumerate(tiles.z) for j, value in enumerate(line) if value is not None}
-    assert drawn == {(i, j) for i in range(12) for j in range(12) if i != j}
-    assert tiles.zmin == -tiles.zmax < 0
-    bare = replace(record, sensitivities=tuple(replace(one, pairs=()) for one in record.sensitivities))
-    assert not draw_pairs(compute_result(bare)).data

@@ -190,17 +190,18 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
         equivalences=(),
     )
     seen = Reader(render(one))
-    assert seen.rows[0][-1] == "yours"
-    assert seen.rows[2][1] == f"{flat.ratio:.3f}"  # what decides comes first
-    assert seen.rows[2][-2:] == ["1.0495", "0.4375"]  # columns in which nobody has anything are left out
-    assert {"pareto", "why", "trust", "curves"} <= seen.sections.keys()
+    deciding = ["without layers", "speed [95 %]", "PPL [95 %]", "yours", "size"]
+    assert seen.rows[0][:5] == deciding
+    assert seen.rows[0][-1] == "unrecovered"  # columns in which nobody has anything are left out
+    assert seen.rows[2][3] == "0.4375"
+    assert {"pareto", "why", "trust", "models"} <= seen.sections.keys()
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
     nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
     seen = Reader(render(msgspec.structs.replace(undistilled, trials=(), frontier=nothing)))
     assert "there is no frontier" in seen.sections["answer"]
-    assert not {"distilled", "frontier", "curves"} & seen.sections.keys()
+    assert not {"models", "gain"} & seen.sections.keys()
 
 
 # ---- all trials
@@ -215,18 +216,19 @@ def read_data(record: StudyRecord) -> dict[str, Any]:
 
 def test_every_trial_is_there_once(record: StudyRecord, markup: str) -> None:
     data = read_data(record)
-    rows = [dict(zip(data["fields"], values, strict=True)) for values in data["table"]]
-    assert [row["number"] for row in rows] == [trial.number for trial in record.trials]
+    rows = [dict(zip(data["columns"], values, strict=True)) for values in data["table"]]
+    assert [row["trial"] for row in rows] == [trial.number for trial in record.trials]
     for row, trial in zip(rows, record.trials, strict=True):
         evaluation = trial.evaluation
-        assert row["id"] == "-".join(evaluation.candidate.parts)
-        assert data["structures"][row["structure"]]["params"] == evaluation.size.num_params
+        assert row["dropped layers"] == list(evaluation.candidate.dropped_layers)
+        assert row["parameters"] == evaluation.size.num_params
         quality = None if trial.state == "FAIL" else evaluation.qualities.get(record.frontier.proxy)
-        assert row["ratio"] == (None if quality is None else round(quality.ppl_ratio, 4))
+        found = row["PPL ratio, validation (short distillation)"]
+        assert found == (None if quality is None else round(quality.ppl_ratio, 4))
     assert {row["state"] for row in rows} == {"complete", "pruned", "fail"}
-    assert [row["note"] for row in rows if row["note"]] == ["closed form shows it to be hopeless"]
-    known = {*data["fields"], *data["structures"][0], "distilled"}
-    assert {column["key"] for column in data["columns"]} <= known
+    assert [row["no value because"] for row in rows if row["no value because"]] == [
+        "closed form shows it to be hopeless"
+    ]
     assert markup.count('data-sort="') == len(data["columns"])
 
 
@@ -239,5 +241,5 @@ def test_data_is_json_and_ends_no_script(record: StudyRecord) -> None:
     lost = msgspec.structs.replace(record, trials=(TrialRecord(number=0, state="PRUNED", evaluation=evaluation),))
     hostile = "</script><script>alert(1)</script>&\u2028"
     data = read_data(msgspec.structs.replace(lost, plan=msgspec.structs.replace(lost.plan, name=hostile)))
-    assert data["table"][0][3:6] == [None, None, None]
+    assert not [title for title in data["columns"] if title.startswith(("PPL", "standard"))]
     assert data["file"] == f"{hostile}-trials.csv"

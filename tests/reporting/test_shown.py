@@ -9,7 +9,7 @@ import pytest
 
 from seed.evidence import StudyRecord
 from seed.records import Candidate
-from seed.reporting.page import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
+from seed.reporting.page import MOST_TRIALS, draw_dashboard, write_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
 from seed.reporting.result_text import WIDTH, write_result
 from seed.reporting.wording import quote_code
@@ -99,8 +99,8 @@ def test_stages_have_a_line_of_their_own() -> None:
 
 
 def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: StudyRecord) -> None:
-    notes = [write_study_note(compute_result(study), root=Path("studies/demo")) for study in (full, undistilled)]
-    notes.append(write_opening_note(full.plan, proxy="closed-form", root=Path("studies/demo")))
+    notes = [write_note(one.plan, root=STUDY.root, result=compute_result(one)) for one in (full, undistilled)]
+    notes.append(write_note(full.plan, root=STUDY.root))
     check_snapshot("notes.md", "\n\n".join(notes))
     assert "secret-password" not in "".join(notes)
 
@@ -111,7 +111,7 @@ def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: 
 )
 def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
     plan = replace(record.plan, protocol=replace(record.plan.protocol, model=name), command=f"seed {name}")
-    note = write_study_note(compute_result(replace(record, plan=plan)), root=Path(name))
+    note = write_note(plan, root=Path(name), result=compute_result(replace(record, plan=plan)))
     assert note.splitlines()[0] == f"# Seed: which layers can {quote_code(name)} live without?"
     assert note.count("```") % 2 == 0  # every block that opens ends
 
