@@ -192,7 +192,11 @@ def _list_shapes(config: Any, lacking: Mapping[int, str]) -> dict[str, tuple[int
 
 def _spell_config(config: Any, lacking: Mapping[int, str], *, mlp_width: int) -> dict[str, Any]:
     rope = dict(config.rope_parameters)
-    theta = rope.pop("rope_theta")
+    theta, kind = rope.pop("rope_theta"), rope["rope_type"]
+    if kind == "llama3":
+        # MLX goes by "type", llama.cpp's converter by "rope_type" in any case, and transformers 5, which both open tokenizers with,
+        # trips over the lower one in a config of a family that it does not know
+        rope |= {"type": kind, "rope_type": "Llama3"}
     group = config.num_attention_heads // config.num_key_value_heads
     # aimed at the middle of the step that is rounded up
     factor = 3 * (mlp_width - WIDTH_STEP // 2) / (2 * config.hidden_size)
@@ -216,7 +220,7 @@ def _spell_config(config: Any, lacking: Mapping[int, str], *, mlp_width: int) ->
         "attention_bias": False,
         "mlp_bias": False,
         "rope_theta": theta,
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "rope_scaling": None if kind == "default" else rope,
         # llama.cpp's converter looks for it here
         **{name: value for name, value in rope.items() if name == "original_max_position_embeddings"},
         "block_configs": [
