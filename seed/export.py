@@ -5,7 +5,10 @@ without, it is said where the distilled model lies, and --out copies it. With --
 
     python -m seed.export ./llama-70b --keep 0-39,48-79 --out ./llama-63b
 
-No weight is ever loaded: tensors are copied from file to file, so that a model may be larger than memory.
+No weight is loaded: tensors are copied from file to file, so that a model may be larger than memory. With --format a model that
+Seed exported is written for a runtime that runs layers without their attention or MLP:
+
+    python -m seed.export studies/demo/models/MODEL --format mlx --out ./model-mlx
 """
 
 import functools
@@ -14,9 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import plans, study_dir
-from seed.cli import LAYERS, WHOLE, argument, json_option, option, quiet_libraries, read_command, spell_command
+from seed.cli import (
+    LAYERS,
+    WHOLE,
+    argument,
+    choose_from,
+    json_option,
+    option,
+    quiet_libraries,
+    read_command,
+    spell_command,
+)
 from seed.console import Terminal, answer, run_command
 from seed.errors import StudyError
+from seed.models.provenance import FORMATS
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine
@@ -24,17 +38,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    """Write a candidate of a study, or layers of any model, as an ordinary checkpoint.
+    """Write a candidate of a study, or layers of any model, as an ordinary checkpoint; or an exported model for another runtime.
 
     Tensors are copied from file to file: the model may be larger than memory.
     """
 
-    source: str = argument("the study's folder; with --keep a model: a directory, GGUF file or hub id", metavar="STUDY")
+    source: str = argument(
+        "the study's folder, or a model: for --keep a directory, GGUF file or hub id", metavar="STUDY"
+    )
     trial: int | None = option("number of the trial, as in the report", kind=WHOLE)
     recovery: bool = option("write the candidate as it was cut, with a recipe for mergekit", True)
     keep: tuple[int, ...] | None = option("no study: keep these layers of a model, such as 0-3,6,8-21", kind=LAYERS)
     revision: str | None = option("with --keep, revision of a hub model", metavar="COMMIT")
-    out: Path | None = option("where it is written (default: in the study's folder; with --keep needed)")
+    format: str | None = option(
+        "no study: an exported model for MLX (mlx) or llama.cpp (gguf-ready)", kind=choose_from(FORMATS)
+    )
+    out: Path | None = option("where it is written (default: in the study's folder; else needed)")
     json: bool = json_option()
 
 
@@ -44,6 +63,15 @@ def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
     Raises:
         SeedError: no such study, trial, model or distilled model, none that Seed can cut, or weights changed since.
     """
+    if args.format is not None:
+        quiet_libraries()
+        from seed.stages import exporting
+
+        assert args.out is not None  # see check_words
+        terminal.say(f"writing {args.source} as {args.format}")
+        line = exporting.convert_model(Path(args.source).expanduser(), runtime=args.format, target=args.out)
+        say_line(terminal, line)
+        return line
     if args.keep is not None:
         quiet_libraries()
         from seed.stages import exporting
@@ -106,6 +134,14 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
 
 def check_words(args: ExportCommand) -> None:
     """Check that what was typed goes together."""
+    if args.format is not None:
+        if args.trial is not None or args.keep is not None or args.revision is not None or not args.recovery:
+            raise StudyError(
+                "--format: writes a model that Seed exported as it is. Leave out --trial, --no-recovery, --keep and --revision."
+            )
+        if args.out is None:
+            raise StudyError("--format: where to? Add --out DIRECTORY.")
+        return
     if args.keep is None:
         if args.trial is None:
             raise StudyError(

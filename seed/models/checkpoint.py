@@ -16,7 +16,7 @@ from seed.models import checks
 from seed.models.anatomy import Absent, Anatomy, agree, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
-from seed.models.provenance import read_provenance, refuse_damaged
+from seed.models.provenance import read_export
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student, remove_parts, restore_parts
@@ -76,13 +76,23 @@ def write_checkpoint(
 
 
 def finish_export(directory: Path, *, original: Path | None) -> None:
-    """Put to weights and config what stood beside the original, its words for the config, and no code.
+    """Give an export the original's words for the config, what stood beside it, and no code.
 
     Args:
         directory: that is exported.
         original: where the original lies; None: in no directory.
     """
     spell_config(directory, original=original)
+    copy_companions(directory, original=original)
+
+
+def copy_companions(directory: Path, *, original: Path | None) -> None:
+    """Put to weights and config of an export what stood beside the original, and no code; who may read the config may read all.
+
+    Args:
+        directory: that is exported.
+        original: where the original lies; None: in no directory.
+    """
     beside = {} if original is None else read_companions(original)
     for name in beside.keys() - {"config.json"}:
         (directory / name).parent.mkdir(exist_ok=True)
@@ -117,7 +127,7 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         ModelError: keys are missing, left over or of another shape; or there is code or an adapter, which are not loaded.
     """
     check_files(path)
-    with _explain_failure(path):
+    with explain_failure(path):
         tensors = read_tensors(path)
         model, _ = load_model(path, tensors, config=open_config(path), dtype=dtype, device=device, place=str(path))
     for parameter in model.parameters():
@@ -138,8 +148,7 @@ def load_export(path: Path, *, device: torch.device, dtype: torch.dtype | None =
     Raises:
         ModelError: it is none, or damaged.
     """
-    said = read_provenance(path, place=str(path))
-    refuse_damaged(path, place=str(path))
+    said = read_export(path, place=str(path))
     model = load_checkpoint(path, device=device, dtype=dtype or checks.find_stored_dtype(read_tensors(path)))
     remove_parts(model, said.candidate)
     return model
@@ -151,12 +160,12 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         ModelError: it is missing or damaged.
     """
-    with _explain_failure(path):
+    with explain_failure(path):
         return checks.open_tokenizer(path, place=str(path))[0]
 
 
 @contextlib.contextmanager
-def _explain_failure(path: Path) -> Iterator[None]:
+def explain_failure(path: Path) -> Iterator[None]:
     """Configs, tokenizers and files of anyone fail in ways of their own."""
     try:
         yield

@@ -21,6 +21,9 @@ from seed.plans import Protocol
 from seed.records import Candidate, DistillResult, Quality, check_layers
 
 PACKAGES = ("torch", "transformers", "safetensors")
+# Formats that other runtimes alone read: MLX, and llama.cpp's converter.
+GGUF_READY = "gguf-ready"
+FORMATS = ("mlx", GGUF_READY)
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
 
 
@@ -40,7 +43,9 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     base_revision: str | None = None
     base_sha256: str | None = None
     gguf_types: dict[str, int] = {}  # tensors of the original's GGUF file by ggml's types
-    source_stamp: str | None = None  # of a directory that was cut without a study: sizes and times of its weights
+    source_stamp: str | None = (
+        None  # of a directory that was cut without a study, or written in another format: sizes and times of its weights
+    )
     start: CutFrom | None = None
     window_tokens: int | None = None  # of all PPLs
     licence: dict[str, str] = {}
@@ -49,6 +54,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     dropped_layers: tuple[int, ...]
     lacking: dict[int, str] = {}  # kept layers without their attention (attn) or MLP (mlp)
     width: Any = None  # a width cut
+    format: str | None = None  # one of FORMATS; None: a plain checkpoint
     study: str | None = None
     trial: int | None = None
     recovered: bool = True
@@ -201,6 +207,21 @@ def read_provenance(path: Path, *, place: str) -> Start:
     return msgspec.structs.replace(found, path=path.resolve())
 
 
+def read_export(path: Path, *, place: str) -> Start:
+    """Read what a plain checkpoint that Seed exported says of where it comes from; it is as it was written.
+
+    Raises:
+        ModelError: it is none, or damaged.
+    """
+    found = read_provenance(path, place=place)
+    if found.format is not None:
+        raise ModelError(
+            f"{place}: is written as {found.format}, and only its runtime reads it. Give the model that it was made from."
+        )
+    refuse_damaged(path, place=place)
+    return found
+
+
 def read_start(path: Path) -> Start:
     """Read the recovered model that a search goes on from.
 
@@ -208,14 +229,13 @@ def read_start(path: Path) -> Start:
         ModelError: it is not a model that Seed exported, or no longer as that was, or has all its layers.
     """
     place = f"--start {path}"
-    start = read_provenance(path, place=place)
+    start = read_export(path, place=place)
     if start.lacking:
         raise ModelError(
             f"{place}: lacks attention or MLP of some layers, and a search goes on from whole layers. {CURE}"
         )
     if start.is_narrow or not start.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
-    refuse_damaged(path, place=place)
     return start
 
 

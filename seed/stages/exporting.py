@@ -20,6 +20,7 @@ from seed.console import Terminal
 from seed.errors import ModelError, SeedError, StudyError
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.files import CARD, PROVENANCE, is_gguf
+from seed.models.formats import plan_conversion, write_conversion
 from seed.models.gguf import list_types
 from seed.models.loader import (
     ModelSource,
@@ -37,10 +38,11 @@ from seed.models.provenance import (
     describe_origin,
     find_damage,
     leave_study,
+    read_export,
     read_provenance,
     refuse_damaged,
 )
-from seed.models.stored import list_weights
+from seed.models.stored import list_weights, read_tensors
 from seed.plans import Protocol, SearchPlan
 from seed.protocols import find_source, hash_weights, require_same_weights, resolve_location
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
@@ -53,7 +55,7 @@ RECIPE = "mergekit.yml"
 # What an export says of itself by which it is known again.
 SAME = (
     *("base_model", "base_revision", "base_sha256", "source_stamp", "start"),
-    *("kept_layers", "lacking", "width", "recovered", "settings"),
+    *("kept_layers", "lacking", "width", "format", "recovered", "settings"),
 )
 # What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
 EMPTY = (study_dir.INSIDE, "lost+found")
@@ -161,6 +163,47 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
         with study_dir.explain_resource_errors(target), study_dir.replace_directory(place) as aside:
             shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return msgspec.structs.replace(line, path=str(target))
+
+
+def convert_model(source: Path, *, runtime: str, target: Path) -> ExportLine:
+    """Write an exported model in the format of a runtime that runs its layers without what they lack, unless it lies there already.
+
+    Raises:
+        SeedError: it is no model that Seed exported, the runtime cannot hold it, something else lies there, or there is no room.
+    """
+    found = read_export(source, place=str(source))
+    conversion = plan_conversion(source, found.candidate, runtime=runtime)
+    fields = {name: getattr(found, name) for name in Provenance.__struct_fields__}
+    said = Provenance(**fields | {"format": runtime, "source_stamp": stamp_weights(source)})
+    place = _find_place(target, source=source)
+    if not _is_written(place, said, target=target):
+        _require_room(place, needed_bytes=conversion.num_bytes)
+        write_conversion(conversion, place, provenance=said)
+    tensors = read_tensors(place)
+    return ExportLine(
+        path=str(target),
+        base_model=said.base_model,
+        base_revision=said.base_revision,
+        num_layers=said.num_layers,
+        kept_layers=said.kept_layers,
+        dropped_layers=said.dropped_layers,
+        parts=said.candidate.parts,
+        is_recovered=said.recovered,
+        num_params=sum(tensor.numel for tensor in tensors),
+        weight_bytes=sum(tensor.num_bytes for tensor in tensors),
+        recipe=None,
+        left_out=(),
+        ppl_ratio=_find_ratio(said, "test"),
+        unrecovered_ppl_ratio=_find_ratio(said, "test_unrecovered"),
+        text="test" if said.recovered else None,
+    )
+
+
+def _find_ratio(said: Provenance, name: str) -> float | None:
+    """A PPL ratio that a recovered model says of itself; None: it says none."""
+    quality = said.metrics.get(name) if said.recovered else None
+    ratio = quality.get("ppl_ratio") if isinstance(quality, dict) else None
+    return ratio if isinstance(ratio, float) else None
 
 
 def order_trial(study: StudyFolder, plan: SearchPlan, trial: TrialRecord, distilled: Sequence[DistillResult]) -> Order:
