@@ -87,9 +87,14 @@ class Candidate(Record, frozen=True, kw_only=True):
         return whole - lacking.count("attn"), whole - lacking.count("mlp")
 
     @property
+    def num_halves(self) -> int:
+        """How many attentions and MLPs are gone, alone or with their layers."""
+        return 2 * len(self.dropped_layers) + len(self.lacking)
+
+    @property
     def num_dropped(self) -> int:
         """How many layers' worth of parts are gone, rounded up: attention and MLP are half a layer each."""
-        return len(self.dropped_layers) + math.ceil(len(self.lacking) / 2)
+        return math.ceil(self.num_halves / 2)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
