@@ -1,5 +1,6 @@
 """A search in which attention and MLP go alone, from its command to what it hands back."""
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_a_search_goes_on_as_it_was(searched: Searched, tmp_path: Path) -> None:
         one.key: one.test.loss for one in searched.record.distilled
     }
     assert gather_record(study).trials == searched.record.trials
+
+
+def test_baselines_are_set_beside_what_lacks_as_much(searched: Searched) -> None:
+    assert searched.record.gain is not None
+    picks = {one.strategy: one.picks for one in searched.record.gain.baselines}
+    assert list(picks) == ["perplexity", "greedy_recovered"]
+    assert picks["perplexity"]
+    for pick in itertools.chain(*picks.values()):
+        assert pick.candidate.num_halves == pick.best.num_halves == 2 * pick.candidate.num_dropped
 
 
 def test_ways_to_choose_attentions_and_mlps_are_compared(searched: Searched, tmp_path: Path) -> None:
