@@ -1,8 +1,8 @@
 """Make the landscapes that samplers are judged on: python -m benchmarks.landscapes --out build/landscapes
 
-A landscape is a space of which every set of dropped layers is scored. Two are the embedded model's; for deeper ones
-small Llamas of 22 and 32 layers are trained on the standard library's source first. Finished landscapes are passed over;
-training goes on where it was stopped. About 90 minutes on one core.
+A landscape is a space of which every set of dropped layers, or of attentions and MLPs, is scored. Four are the embedded
+model's; for deeper ones small Llamas of 22 and 32 layers are trained on the standard library's source first. Finished
+landscapes are passed over; training goes on where it was stopped. About 90 minutes on one core.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from msgspec import structs
 
 from benchmarks import demo_model
 from seed import demo, sessions, study_dir
@@ -20,18 +21,21 @@ from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import read_plan
 from seed.proxy.sweep import Sweep
-from seed.records import SearchSpace
 from seed.scores import ScoreStore
 from seed.search import find_frontier
 
-# name -> layers of the model (12: the embedded one), most layers dropped, proxy
+# Attention and MLP of every other layer, more or less: a space of 2,509 sets.
+PARTS = {"parts": ("layer", "attention", "mlp"), "droppable_layers": (1, 3, 5, 7, 9, 10)}
+# name -> layers of the model (12: the embedded one), most layers dropped, proxy, other settings of the space
 LANDSCAPES = {
-    "demo12_closed_form": (12, 4, "closed-form"),
-    "demo12_no_recovery": (12, 8, "none"),
-    "llama22_closed_form": (22, 3, "closed-form"),
-    "llama22_no_recovery": (22, 3, "none"),
-    "llama32_closed_form": (32, 2, "closed-form"),
-    "llama32_no_recovery": (32, 3, "none"),
+    "demo12_closed_form": (12, 4, "closed-form", {}),
+    "demo12_no_recovery": (12, 8, "none", {}),
+    "demo12_parts_closed_form": (12, 3, "closed-form", PARTS),
+    "demo12_parts_no_recovery": (12, 3, "none", PARTS),
+    "llama22_closed_form": (22, 3, "closed-form", {}),
+    "llama22_no_recovery": (22, 3, "none", {}),
+    "llama32_closed_form": (32, 2, "closed-form", {}),
+    "llama32_no_recovery": (32, 3, "none", {}),
 }
 WIDTH = 64
 TRAINING_SECONDS = 900
@@ -71,19 +75,19 @@ def train_model(terminal: Terminal, num_layers: int, path: Path) -> None:
     tokenizer.save_pretrained(path)
 
 
-def score_landscape(num_layers: int, max_dropped: int, proxy: str, *, model: str, studies: Path) -> dict[str, object]:
+def score_landscape(name: str, *, model: str, studies: Path) -> dict[str, object]:
     """Score every set; losses on validation text, nats per token."""
-    settings = {"model": model, "max_dropped": max_dropped if proxy == "closed-form" else 1, "distill": False}
-    if num_layers != 12:
+    num_layers, max_dropped, proxy, more = LANDSCAPES[name]
+    settings = {"model": model, "max_dropped": max_dropped if proxy == "closed-form" else 1, "distill": False} | more
+    if num_layers != 12 or more:
         data = {"recovery_text": "demo", "calibration_tokens": 4096, "validation_tokens": 4096, "window_tokens": 256}
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
-    study = study_dir.StudyFolder(studies / f"{num_layers}-{proxy}")
+    study = study_dir.StudyFolder(studies / name)
     find_frontier(**settings, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
-    session = sessions.reopen(study, read_plan(study).protocol)
+    protocol = read_plan(study).protocol
+    session = sessions.reopen(study, protocol)
     sweep = Sweep(sessions.prepare_instruments(session), ScoreStore(study.scores))
-    space = SearchSpace(
-        num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
-    )
+    space = structs.replace(protocol.space, max_dropped=max_dropped)
     candidates = list(enumerate_candidates(space))
     qualities = (
         sweep.measure_unrecovered(candidates)
@@ -93,12 +97,12 @@ def score_landscape(num_layers: int, max_dropped: int, proxy: str, *, model: str
     dense = sweep.instruments.dense_validation.loss
     return {
         "about": f"{num_layers}-layer Llama, {proxy}, {session.streams['validation'].num_tokens:,} validation "
-        "tokens; nats per token by dropped layers",
+        "tokens; nats per token by what is dropped",
         "num_layers": num_layers,
         "max_dropped": max_dropped,
         "losses": {"": round(dense, 5)}
         | {
-            ",".join(map(str, candidate.dropped_layers)): round(quality.loss, 5)
+            ",".join(candidate.parts): round(quality.loss, 5)
             for candidate, quality in zip(candidates, qualities, strict=True)
         },
     }
@@ -110,14 +114,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/landscapes"), help="(default: %(default)s)")
     args = parser.parse_args()
     terminal = Terminal()
-    for name, (num_layers, max_dropped, proxy) in LANDSCAPES.items():
+    for name, (num_layers, *_) in LANDSCAPES.items():
         path = args.out / f"{name}.json"
         if path.exists():
             continue
         model = "demo" if num_layers == 12 else str(args.out / f"llama{num_layers}")
         if model != "demo" and not Path(model).exists():
             train_model(terminal, num_layers, Path(model))
-        landscape = score_landscape(num_layers, max_dropped, proxy, model=model, studies=args.out / "studies")
+        landscape = score_landscape(name, model=model, studies=args.out / "studies")
         study_dir.write_bytes(path, json.dumps(landscape, indent=0).encode())
         terminal.say(f"{path}: {len(landscape['losses'])} sets")
 

@@ -1,8 +1,9 @@
 """How soon each search finds the frontier, on landscapes where every set is scored; and how long Seed's takes to ask.
 
 Frontier regret is how much worse than the best existing perplexity the best found one is, a mean over least numbers of
-dropped layers. What a strategy settles on without having scored it is scored too, and counts as an evaluation. A landscape
-has one proxy: where that is a score with recovery, greedy removal and EvoPress get recovery as well.
+dropped layers, or of attentions and MLPs where they go alone. What a strategy settles on without having scored it is
+scored too, and counts as an evaluation. A landscape has one proxy: where that is a score with recovery, greedy removal
+and EvoPress get recovery as well.
 """
 
 import itertools
@@ -18,9 +19,10 @@ from benchmarks.scored_spaces import Landscape, LandscapeScorer, list_landscapes
 from seed.console import Terminal
 from seed.optimize.strategies import STRATEGIES, BudgetSpent
 from seed.optimize.subset_sampler import FLAG, SubsetSampler
+from seed.records import SearchSpace
 
 BUDGETS = (30, 57, 100, 200)  # evaluations
-NAMES = ("subset", "greedy", "perplexity", "evopress", "random", "tpe", "nsgaii")
+NAMES = ("subset", "greedy", "perplexity", "evopress", "random", "tpe", "nsgaii", "greedy_parts", "evopress_parts")
 SEEDS, SEEDS_FULL = 5, 20
 MOST_LAYERS = 12  # of landscapes that are played by default, besides one of 22
 DEEPER = "llama22_closed_form"
@@ -44,7 +46,7 @@ def measure_landscapes(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     details: dict[str, Any] = {}
     ask_ms: dict[str, Any] = {}
     for landscape in choose_landscapes(full=full):
-        runs = list_runs(full=full)
+        runs = list_runs(landscape.space, full=full)
         found: dict[str, list[dict[str, Any]]] = {}
         with terminal.stage(landscape.name, total=len(runs)) as advance:
             for name, rng_seed in runs:
@@ -63,18 +65,19 @@ def choose_landscapes(*, full: bool) -> list[Landscape]:
     return [one for one in landscapes if full or one.space.num_layers <= MOST_LAYERS or one.name == DEEPER]
 
 
-def list_runs(*, full: bool) -> list[tuple[str, int]]:
+def list_runs(space: SearchSpace, *, full: bool) -> list[tuple[str, int]]:
     """Strategies and random seeds; what is not random is played once."""
     seeds = range(SEEDS_FULL if full else SEEDS)
-    return [(name, rng_seed) for name in NAMES for rng_seed in (seeds if STRATEGIES[name].is_random else [0])]
+    able = [name for name in NAMES if STRATEGIES[name].plays_in(space)]
+    return [(name, rng_seed) for name in able for rng_seed in (seeds if STRATEGIES[name].is_random else [0])]
 
 
 def play(name: str, landscape: Landscape, *, rng_seed: int) -> dict[str, Any]:
     """Let a strategy search; return its regret at each budget."""
-    scorer = TimedScorer(landscape, budget=max(BUDGETS))
+    scorer, strategy = TimedScorer(landscape, budget=max(BUDGETS)), STRATEGIES[name]
     began = time.perf_counter()
     try:
-        for candidate in STRATEGIES[name].search(scorer, landscape.space, "any", rng_seed):
+        for candidate in strategy.search(scorer, strategy.narrow(landscape.space), "any", rng_seed):
             scorer.score([candidate], proxy="any")  # costs nothing but where it was chosen unseen
     except BudgetSpent:
         pass

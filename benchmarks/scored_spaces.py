@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from seed.optimize.space import drop_layers
 from seed.optimize.strategies import BudgetSpent
-from seed.records import Candidate, SearchSpace
+from seed.records import KINDS, Candidate, SearchSpace, split_part
 
 DIRECTORY = Path(__file__).parent.parent / "tests" / "optimize" / "landscapes"
 
@@ -27,24 +26,28 @@ class Landscape:
     space: SearchSpace
     losses: dict[Candidate, float]
 
+    def count_gone(self, candidate: Candidate) -> int:
+        """How many of the parts that may go are gone: layers, or attentions and MLPs."""
+        return int(2 * candidate.num_dropped) if self.space.kinds else int(candidate.num_dropped)
+
     @functools.cached_property
     def best(self) -> list[float]:
-        """The lowest loss of sets with at least 1, 2, ... dropped layers."""
-        counts = range(1, self.space.max_dropped + 1)
-        return [min(loss for c, loss in self.losses.items() if len(c.dropped_layers) >= count) for count in counts]
+        """The lowest loss of sets with at least 1, 2, ... dropped parts."""
+        counts = range(1, self.space.more_dropped[-1] + 1)
+        return [min(loss for c, loss in self.losses.items() if self.count_gone(c) >= count) for count in counts]
 
     @functools.cached_property
     def worst(self) -> list[float]:
-        """The highest loss of sets with exactly 1, 2, ... dropped layers."""
-        counts = range(1, self.space.max_dropped + 1)
-        return [max(loss for c, loss in self.losses.items() if len(c.dropped_layers) == count) for count in counts]
+        """The highest loss of sets with exactly 1, 2, ... dropped parts."""
+        counts = range(1, self.space.more_dropped[-1] + 1)
+        return [max(loss for c, loss in self.losses.items() if self.count_gone(c) == count) for count in counts]
 
     def regret(self, found: Sequence[Candidate]) -> float:
-        """How much worse than the best existing perplexity the best found one is: a mean over least numbers of dropped layers.
+        """How much worse than the best existing perplexity the best found one is: a mean over least numbers of dropped parts.
 
         Where nothing with so many dropped is found yet, the worst set of just so many stands in.
         """
-        losses = [(len(candidate.dropped_layers), self.losses[candidate]) for candidate in found]
+        losses = [(self.count_gone(candidate), self.losses[candidate]) for candidate in found]
         total = 0.0
         for count, best, worst in zip(range(1, len(self.best) + 1), self.best, self.worst, strict=True):
             total += math.exp(min((loss for dropped, loss in losses if dropped >= count), default=worst) - best) - 1
@@ -107,19 +110,21 @@ def list_landscapes(directory: Path = DIRECTORY) -> list[str]:
 
 
 def load_landscape(name: str, directory: Path = DIRECTORY) -> Landscape:
-    """Read a landscape; layers that are dropped in no set cannot go."""
+    """Read a landscape; what is dropped in no set cannot go."""
     content = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
     num_layers = content["num_layers"]
     losses = {
-        drop_layers(num_layers, map(int, key.split(","))): float(loss)
+        Candidate.drop(num_layers, key.split(",")): float(loss)
         for key, loss in content["losses"].items()
         if key  # the dense model is no candidate
     }
+    parts = {split_part(part) for candidate in losses for part in candidate.parts}
     space = SearchSpace(
         num_layers=num_layers,
-        droppable_layers=tuple(sorted({layer for candidate in losses for layer in candidate.dropped_layers})),
+        droppable_layers=tuple(sorted({layer for layer, _ in parts})),
         min_dropped=1,
         max_dropped=content["max_dropped"],
+        kinds=tuple(kind for kind in KINDS if kind in {kind for _, kind in parts}),
     )
     if len(losses) != space.size or not all(map(math.isfinite, losses.values())):
         raise ValueError(f"{name}: {len(losses)} sets, some perhaps not finite; wanted all {space.size}.")

@@ -1,5 +1,6 @@
 """A search in which attention and MLP go alone, from its command to what it hands back."""
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from seed import study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError
+from seed.evidence import Comparison
+from seed.experiment import run_experiment
 from seed.models.anatomy import Absent
 from seed.models.provenance import read_provenance
 from seed.records import DistillResult, Frontier, Latency
@@ -95,6 +98,30 @@ def test_a_search_goes_on_as_it_was(searched: Searched, tmp_path: Path) -> None:
         one.key: one.test.loss for one in searched.record.distilled
     }
     assert gather_record(study).trials == searched.record.trials
+
+
+def test_baselines_are_set_beside_what_lacks_as_much(searched: Searched) -> None:
+    assert searched.record.gain is not None
+    picks = {one.strategy: one.picks for one in searched.record.gain.baselines}
+    assert list(picks) == ["perplexity", "greedy_recovered"]
+    assert picks["perplexity"]
+    for pick in itertools.chain(*picks.values()):
+        assert pick.candidate.num_dropped == pick.best.num_dropped
+
+
+def test_ways_to_choose_attentions_and_mlps_are_compared(searched: Searched, tmp_path: Path) -> None:
+    study = StudyFolder(shutil.copytree(searched.folder.root, tmp_path / "tiny"))
+    chosen = ("greedy", "greedy_parts", "llm_drop", "evopress_parts")
+    asked: dict[str, Any] = {"depths": (1,), "rng_seeds": (0,), "distill_tokens": 500, "learning_rate": 1e-3}
+    run_experiment("compare", study.root, terminal=Heard(), device="cpu", strategies=chosen, **asked)
+    record = study_dir.read_record(study.comparison, Comparison)
+    picks = {run.strategy: run.picks for run in record.runs}
+    assert set(picks) == {"subset", *chosen}
+    assert {pick.num_dropped for found in picks.values() for pick in found} == {1}  # of one size
+    assert not any(pick.lacking for pick in picks["greedy"])
+    [attentions] = picks["llm_drop"]
+    assert set(attentions.lacking.values()) == {"attn"}
+    assert all(run.cost <= record.budget * (1 + 1e-9) for run in record.runs)
 
 
 @pytest.mark.parametrize("parts", [("layer",), ("attention",)])

@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import structs
 
 from seed import stats
+from seed.config import spell_parts
 from seed.console import Advance
 from seed.errors import ModelError, StudyError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
@@ -46,8 +47,9 @@ def compare_strategies(
 ) -> Findings:
     """Run a comparison, or what is left of it.
 
-    The reference always plays; others may be added later. None: every strategy (the whole space only where the search has
-    swept it), every depth, the cost of greedy removal with recovery, and the search's own tokens and learning rate.
+    The reference always plays; others may be added later. None: every strategy that can choose such sets (the whole space
+    only where the search has swept it), every depth, the cost of greedy removal with recovery, and the search's own tokens and
+    learning rate.
 
     Raises:
         SeedError: anything a user can mend.
@@ -56,6 +58,7 @@ def compare_strategies(
     tokens = distill_tokens or search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(read_results(search.folder)[0]) or protocol.short_learning_rate
     space = choose_space(read_record(search.folder.frontier, Frontier).space, depths)
+    refuse_others(space, strategies or ())
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "cost": cost or "that of greedy removal with recovery",
@@ -64,12 +67,7 @@ def compare_strategies(
         "max_dropped": space.max_dropped,
         **({"depths": ", ".join(map(str, sorted(set(depths))))} if depths else {}),
     }
-    everything = [
-        name
-        for name in NAMES
-        if (name not in UNLIMITED or search.plan.covers_space)
-        and (len(space.kinds) != 1 or (name in STRATEGIES and STRATEGIES[name].by_parts))
-    ]
+    everything = list_strategies(space, covers_space=search.plan.covers_space)
     comparison = runner.read_begun(path, Comparison, settings) or start_comparison(search, space, settings, budget=cost)
     runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
     search.terminal.say(
@@ -100,6 +98,25 @@ def compare_strategies(
     played = tuple(name for name in dict.fromkeys(run.strategy for run in comparison.runs) if name in NAMES)
     repeat = {"strategies": None if set(played) == set(everything) else played}
     return tell_comparison(comparison, summarize_comparison(comparison), names=NAMES, repeat=repeat)
+
+
+def list_strategies(space: SearchSpace, *, covers_space: bool) -> list[str]:
+    """All that play where none is named."""
+    able = [name for name, strategy in STRATEGIES.items() if strategy.plays_in(space)]
+    return [*(name for name in able if covers_space or name not in UNLIMITED), WIDTH]
+
+
+def refuse_others(space: SearchSpace, strategies: Sequence[str]) -> None:
+    """Raise where a strategy cannot choose sets of a space.
+
+    Raises:
+        StudyError: naming it.
+    """
+    if wrong := [name for name in strategies if name != WIDTH and not STRATEGIES[name].plays_in(space)]:
+        raise StudyError(
+            f"--strategies {' '.join(wrong)}: chooses other parts than the search, which was for --parts {spell_parts(space.kinds)}. "
+            "Leave it out."
+        )
 
 
 def choose_space(space: SearchSpace, depths: Sequence[int] | None) -> SearchSpace:

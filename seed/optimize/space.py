@@ -94,6 +94,13 @@ def list_parts(space: SearchSpace) -> tuple[str, ...]:
     return tuple(f"{layer}.{kind}" for layer in space.droppable_layers for kind in space.kinds)
 
 
+def group_parts(space: SearchSpace) -> list[list[str]]:
+    """The parts that may go, those of a kind together, in the model's order."""
+    if not space.kinds:
+        return [list(list_parts(space))]
+    return [[f"{layer}.{kind}" for layer in space.droppable_layers] for kind in space.kinds]
+
+
 def drop_parts(space: SearchSpace, parts: Iterable[str]) -> Candidate:
     """Return the candidate without these parts and without the layers that are gone already."""
     return Candidate.drop(space.num_layers, (*map(str, space.gone_layers), *parts))

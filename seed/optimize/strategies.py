@@ -13,7 +13,15 @@ from typing import Protocol
 
 import msgspec
 
-from seed.optimize.space import contains, drop_layers, drop_more, enumerate_candidates
+from seed.optimize.space import (
+    contains,
+    drop_more,
+    drop_parts,
+    enumerate_candidates,
+    group_parts,
+    lacks,
+    list_parts,
+)
 from seed.records import Candidate, SearchSpace
 
 # EvoPress (arXiv 2410.14649), settings of its layer dropping: sets drawn first, offspring of a generation, survivors of
@@ -37,7 +45,7 @@ class Scorer(Protocol):
         """
 
     def weigh_layers(self, measure: str) -> list[float]:
-        """How important each layer is, higher is more: ``block_influence``, ``taylor`` or ``magnitude``."""
+        """How important each layer is, higher is more: ``block_influence``, ``taylor`` or ``magnitude``; its attention: ``attention_influence``."""
 
     def measure_distances(self, num_layers: int) -> list[float]:
         """Angular distance between the inputs of layer i and of layer i + ``num_layers``, for every i; layers that are gone do not count."""
@@ -56,20 +64,25 @@ class Strategy:
     search: Search
     is_random: bool = False
     by_parts: bool = False  # does it take attention and MLP apart, in a space that lets them go alone?
+    needs_parts: bool = False  # does it play in such a space only?
+
+    def plays_in(self, space: SearchSpace) -> bool:
+        """Can it choose sets of this space?"""
+        return bool(space.kinds) if self.needs_parts else self.by_parts or len(space.kinds) != 1
+
+    def narrow(self, space: SearchSpace) -> SearchSpace:
+        """What of a space it searches: whole layers, unless it takes them apart."""
+        return space if self.by_parts else msgspec.structs.replace(space, kinds=())
 
 
 STRATEGIES: dict[str, Strategy] = {}
 
 
-def register(
-    name: str, *, title: str, source: str, is_random: bool = False, by_parts: bool = False
-) -> Callable[[Search], Search]:
+def register(name: str, *, title: str, source: str, **flags: bool) -> Callable[[Search], Search]:
     """Make a function a strategy of this name."""
 
     def add(search: Search) -> Search:
-        STRATEGIES[name] = Strategy(
-            name=name, title=title, source=source, search=search, is_random=is_random, by_parts=by_parts
-        )
+        STRATEGIES[name] = Strategy(name=name, title=title, source=source, search=search, **flags)
         return search
 
     return add
@@ -78,12 +91,14 @@ def register(
 def run_strategy(
     strategy: Strategy, scorer: Scorer, space: SearchSpace, *, proxy: str, rng_seed: int
 ) -> dict[float, Candidate]:
-    """Let a strategy choose within its budget; return its pick for each number of dropped layers."""
+    """Let a strategy choose within its budget; return its pick for each number of dropped layers.
+
+    Where attention and MLP go alone, two of them make a layer: picks of a depth lack as many, and are of about one size.
+    """
     picks: dict[float, Candidate] = {}
-    searched = space if strategy.by_parts else msgspec.structs.replace(space, kinds=())
     try:
-        for candidate in strategy.search(scorer, searched, proxy, rng_seed):
-            if contains(space, candidate):
+        for candidate in strategy.search(scorer, strategy.narrow(space), proxy, rng_seed):
+            if contains(space, candidate) and candidate.num_dropped % 1 == 0:
                 picks[candidate.num_dropped] = candidate
     except BudgetSpent:
         pass
@@ -113,9 +128,8 @@ def search_with(name: str) -> Search:
                 study.tell(candidate, None)
                 continue
             study.tell(candidate, [math.exp(min(loss, 500.0)), sum(candidate.count_kept()) / 2])
-            count = candidate.num_dropped
-            if loss < best.get(count, math.inf):
-                best[count] = loss
+            if loss < best.get(candidate.num_dropped, math.inf):
+                best[candidate.num_dropped] = loss
                 yield candidate
 
     return search
@@ -136,13 +150,16 @@ def sweep_all(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> 
 
 
 def drop_lowest(
-    space: SearchSpace, importance: Sequence[float], *, protected: Sequence[int] = ()
+    space: SearchSpace, importance: Sequence[float], *, protected: Sequence[int] = (), kind: str = ""
 ) -> Iterator[Candidate]:
-    """Yield, for every number of dropped layers, the candidate without the least important ones; what is not finite stays."""
+    """Yield, for every number of dropped layers, the candidate without the least important ones; what is not finite stays.
+
+    ``kind``: of the part that goes; without one, layers go whole.
+    """
     free = set(space.droppable_layers) - set(protected)
     order = sorted(free, key=lambda layer: (make_finite(importance[layer]), layer))
     for count in range(1, min(space.more_dropped[-1], len(order)) + 1):
-        yield drop_more(space, order[:count])
+        yield drop_parts(space, [f"{layer}.{kind}" if kind else str(layer) for layer in order[:count]])
 
 
 @register("last_layers", title="last layers", source="arXiv 2411.15558")
@@ -174,6 +191,12 @@ def rank_by_block_influence(scorer: Scorer, space: SearchSpace, proxy: str, rng_
     yield from drop_lowest(space, scorer.weigh_layers("block_influence"))
 
 
+@register("llm_drop", title="LLM-Drop", source="arXiv 2406.15786", by_parts=True, needs_parts=True)
+def rank_attentions(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
+    """LLM-Drop, Attention Drop: 1 - cosine similarity of what goes into an attention and what comes out, residual added; MLPs stay."""
+    yield from drop_lowest(space, scorer.weigh_layers("attention_influence"), kind="attn")
+
+
 @register("angular_distance", title="angular distance", source="arXiv 2403.17887")
 def drop_nearest_block(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """PruneMe: the block of n layers whose input and output differ by the smallest angle."""
@@ -197,43 +220,62 @@ def rank_by_perplexity(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed:
 # ---- searches
 
 
+@register(
+    "greedy_parts", title="greedy by parts", source="arXiv 2406.10594, 2405.18218", by_parts=True, needs_parts=True
+)
 @register("greedy", title="greedy", source="arXiv 2402.09025")
 def remove_greedily(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
-    """SLEB: remove the layer that costs least, measure all again, no recovery."""
+    """SLEB: remove the layer that costs least, measure all again, no recovery. By parts: BlockPruner, and FinerCut.
+
+    FinerCut removes what moves the model's output least; perplexity, by which BlockPruner goes, stands for that.
+    """
     yield from remove_greedily_recovered(scorer, space, "none", rng_seed)
 
 
-@register("greedy_recovered", title="greedy with recovery", source="this package")
+@register("greedy_recovered", title="greedy with recovery", source="this package", by_parts=True)
 def remove_greedily_recovered(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """The same with recovery in every score: greedy removal at its best."""
-    gone = space.gone_layers
-    while len(gone) < space.max_dropped:
-        left = [layer for layer in space.droppable_layers if layer not in gone]
-        candidates = [drop_layers(space.num_layers, (*gone, layer)) for layer in left]
+    gone: tuple[str, ...] = ()
+    while len(gone) < space.more_dropped[-1]:
+        left = [part for part in list_parts(space) if part not in gone]
+        candidates = [drop_parts(space, (*gone, part)) for part in left]
         losses = scorer.score(candidates, proxy=proxy)
-        best = min(range(len(left)), key=lambda i: (make_finite(losses[i]), left[i]))
+        best = min(range(len(left)), key=lambda i: make_finite(losses[i]))  # of equals the first
         gone = (*gone, left[best])
         yield candidates[best]
 
 
+@register(
+    "evopress_parts",
+    title="EvoPress by parts",
+    source="arXiv 2410.14649",
+    is_random=True,
+    by_parts=True,
+    needs_parts=True,
+)
 @register("evopress", title="EvoPress", source="arXiv 2410.14649", is_random=True)
 def evolve(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """EvoPress: (1 + 32) evolution at each depth, selection in two steps, no recovery.
 
     k (L - k) / 1.5 generations for k of L layers that may go; depths take turns, so that a smaller budget cuts all alike. A mutation
-    swaps dropped for kept layers, min(r, s) times, r and s drawn from 1 to 3. Perplexity stands for the KL divergence; the
-    first step reads the same part of the text every time, and offspring that are alike count once.
+    swaps dropped for kept layers, min(r, s) times, r and s drawn from 1 to 3. By parts, k attentions and k MLPs are gone, and a swap
+    is among either. Perplexity stands for the KL divergence; the first step reads the same part of the text every time, and
+    offspring that are alike count once.
     """
     rng = random.Random(rng_seed)
-    total = len(space.droppable_layers)
-    depths = range(max(1, space.more_dropped[0]), space.more_dropped[-1] + 1)
+    groups, total = group_parts(space), len(space.droppable_layers)
+    unit = 2 if space.kinds else 1  # parts that make a layer
+    depths = [count // len(groups) for count in space.more_dropped if count and count % unit == 0]
     generations = {count: max(1, int(count * (total - count) / 1.5)) for count in depths}
     done = dict.fromkeys(depths, 0)
     parents: dict[int, Candidate] = {}
     while any(done[count] < generations[count] for count in depths):
         count = min(depths, key=lambda count: done[count] / generations[count])
         if count not in parents:
-            drawn = {drop_more(space, rng.sample(space.droppable_layers, count)) for _ in range(DRAWN_FIRST)}
+            drawn = {
+                drop_parts(space, [part for group in groups for part in rng.sample(group, count)])
+                for _ in range(DRAWN_FIRST)
+            }
             [parents[count]] = select_best(scorer, sorted(drawn, key=lambda c: c.key), keep=1, share=FIRST_SHARE)
         parent = parents[count]
         offspring = {mutate(space, parent, rng) for _ in range(OFFSPRING)} - {parent}
@@ -244,13 +286,15 @@ def evolve(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Ite
 
 
 def mutate(space: SearchSpace, parent: Candidate, rng: random.Random) -> Candidate:
-    """Swap some dropped layers for kept ones; where nothing can be swapped, the parent itself."""
-    dropped = set(parent.dropped_layers) - set(space.gone_layers)
+    """Swap some dropped parts for kept ones of their kind; where nothing can be swapped, the parent itself."""
+    groups = group_parts(space)
+    dropped = {part for part in list_parts(space) if lacks(parent, part)}
     for _ in range(min(rng.randint(1, MOST_SWAPS), rng.randint(1, MOST_SWAPS))):
-        kept = [layer for layer in space.droppable_layers if layer not in dropped]
-        if kept and dropped:
-            dropped ^= {rng.choice(sorted(dropped)), rng.choice(kept)}
-    return drop_more(space, dropped)
+        group = rng.choice(groups) if len(groups) > 1 else groups[0]
+        gone, kept = [part for part in group if part in dropped], [part for part in group if part not in dropped]
+        if gone and kept:
+            dropped ^= {rng.choice(gone), rng.choice(kept)}
+    return drop_parts(space, dropped)
 
 
 def select_best(scorer: Scorer, candidates: Sequence[Candidate], *, keep: int, share: float) -> list[Candidate]:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from seed.data.corpus import TokenStream
 from seed.evaluation.perplexity import iterate_batches
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, SublayerAnatomy
 from seed.models.width import WidthImportance, find_widths, weight_by_input
 
 
@@ -28,6 +28,11 @@ def measure_block_influence(anatomy: Anatomy, stream: TokenStream, *, micro_batc
             similar[layer] += _cosine(states[layer], states[layer + 1]).sum().cpu()
         count += tokens.numel()
     return (1 - similar / count).tolist()
+
+
+def measure_attention_influence(anatomy: Anatomy, stream: TokenStream, *, micro_batch: int) -> list[float]:
+    """The same of each layer's attention alone, what it adds to its input included (LLM-Drop, arXiv 2406.15786); L."""
+    return measure_block_influence(SublayerAnatomy(anatomy.model), stream, micro_batch=micro_batch)[::2]
 
 
 @torch.no_grad()

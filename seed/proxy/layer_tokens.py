@@ -13,7 +13,13 @@ from seed.models.anatomy import Anatomy
 from seed.optimize.space import order_walk
 from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
-from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
+from seed.proxy.importance import (
+    measure_angular_distances,
+    measure_attention_influence,
+    measure_block_influence,
+    measure_magnitude,
+    measure_taylor,
+)
 from seed.proxy.shared_maps import REACH, shares_maps
 from seed.proxy.subset_walker import (
     TrieWork,
@@ -164,12 +170,13 @@ class BudgetedScorer:
         return [self._on_part[candidate.key, share] for candidate in candidates]
 
     def weigh_layers(self, measure: str) -> list[float]:
-        """How important each layer is, higher is more."""
+        """How important each layer is, higher is more; by ``attention_influence`` each attention."""
         found = self.sweep.instruments
         if measure == "magnitude":
             return measure_magnitude(found.source)
         weigh, cost = {
             "block_influence": (measure_block_influence, self.prices.trace),
+            "attention_influence": (measure_attention_influence, self.prices.trace),
             "taylor": (measure_taylor, self.prices.gradient),
         }[measure]
         self._pay(cost)

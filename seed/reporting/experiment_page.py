@@ -37,7 +37,8 @@ from seed.reporting.wording import (
 
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
-BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
+# What an answer names; all others are in figure and table.
+BASELINES = ("perplexity", "greedy", "greedy_parts", "greedy_recovered")
 SAME = "the same set"
 VERDICTS = ("lower", "equivalent", SAME, "cannot tell", "higher")  # from the best to the worst
 OTHER = DEPTH_COLORS[1]

@@ -55,19 +55,20 @@ def compare_baselines(
     """Play the baselines, and compare their picks with the search's best of each depth."""
     proxy = session.protocol.proxy
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
-    losses = {one: sweep.known(one)[proxy].loss for one in scored if sweep.is_known(one, proxy)}
+    whole = [one for one in scored if one.num_dropped % 1 == 0]  # as picks are: as much is gone of all of a depth
+    losses = {one: sweep.known(one)[proxy].loss for one in whole if sweep.is_known(one, proxy)}
     best: dict[float, Candidate] = {}
     for candidate in sorted((one for one, loss in losses.items() if math.isfinite(loss)), key=lambda one: losses[one]):
         best.setdefault(candidate.num_dropped, candidate)
     remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     played = []
     names = BASELINES if session.gains is not None else ("perplexity", "greedy")
-    for name in () if len(space.kinds) == 1 else names:  # they choose whole layers
-        strategy, scorer = STRATEGIES[name], BudgetedScorer(sweep, check=remembered.check)
+    for strategy in (STRATEGIES[name] for name in names if STRATEGIES[name].plays_in(space)):
+        scorer = BudgetedScorer(sweep, check=remembered.check)
         picks = run_strategy(strategy, scorer, space, proxy=session.recovered_proxy, rng_seed=0)
         played.append(
             Baseline(
-                strategy=name,
+                strategy=strategy.name,
                 title=strategy.title,
                 cost=scorer.spent,
                 num_scores=scorer.num_scores,

@@ -14,7 +14,7 @@ from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, R
 from seed.experiments import compare
 from seed.experiments.compare import REFERENCE, summarize_comparison
 from seed.plans import read_plan
-from seed.records import Estimate, Frontier
+from seed.records import KINDS, Estimate, Frontier
 from seed.reporting.document import Findings, render_findings
 from seed.reporting.experiment_page import tell_comparison
 from seed.stats import NOTHING
@@ -240,6 +240,19 @@ def test_strategies_keep_to_what_the_search_was_bound_to(session: Bench) -> None
     record = session.run("compare", study, strategies=("last_layers", "perplexity"), **SMALL | {"rng_seeds": (0,)})
     assert (record["proxy"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["parts"]) for run in record["runs"] for pick in run["picks"]} == {2}
+
+
+def test_strategies_play_only_where_the_search_let_go_what_they_choose_among(session: Bench) -> None:
+    whole = factory.SPACE
+    by_parts = msgspec.structs.replace(whole, kinds=KINDS)
+    played = [compare.list_strategies(space, covers_space=False) for space in (whole, by_parts)]
+    assert set(played[1]) - set(played[0]) == {"greedy_parts", "evopress_parts", "llm_drop"}
+    assert REFERENCE in played[0]
+    assert WIDTH in played[0]
+    assert "sweep" not in played[1]
+    wanted = "--strategies llm_drop: chooses other parts than the search, which was for --parts layer. Leave it out"
+    with pytest.raises(StudyError, match=wanted):
+        session.run("compare", session.copy("whole"), strategies=("greedy", "llm_drop"), **SMALL)
 
 
 def test_only_the_depths_that_are_asked_for_are_distilled(session: Bench) -> None:

@@ -21,7 +21,7 @@ from seed.models.checkpoint import write_checkpoint
 from seed.models.loader import find_auto_class
 from seed.models.provenance import describe_model, find_damage, read_start, write_provenance
 from seed.models.surgery import make_student, restore_parts
-from seed.optimize.space import join_parts
+from seed.records import Candidate
 from seed.reporting.result_line import ExportLine
 from tests import conftest
 from tests.models.families import compute_logits, make_config, scramble
@@ -48,7 +48,7 @@ def export_parts(path: Path, *parts: str, family: str = "llama", tokenizer: Any 
     for name, weight in model.named_parameters():
         if "_proj" in name:
             weight.data *= 4  # layers then matter beside the embedding
-    anatomy, candidate = Anatomy(model), join_parts(4, parts)
+    anatomy, candidate = Anatomy(model), Candidate.drop(4, parts)
     student = make_student(anatomy, candidate)
     restore_parts(student, anatomy, candidate)
     write_checkpoint(student, path, tokenizer=tokenizer or conftest.make_tokenizer(), dtype=torch.float32)

@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from seed.optimize.space import SAMPLERS, drop_layers, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, Scorer, Strategy, run_strategy
-from seed.records import Candidate, SearchSpace
+from seed.records import KINDS, Candidate, SearchSpace
 
 Dropped = tuple[int, ...]
 PROXY = "closed-form"
@@ -33,7 +34,10 @@ class Call(NamedTuple):
 
 
 class FakeScorer:
-    """Looks up what is written in the test, and remembers what was asked. ``budget`` is in scores."""
+    """Looks up what is written in the test, and remembers what was asked. ``budget`` is in scores.
+
+    ``by_halves``: sets are named by attentions and MLPs, 2 and 3 those of layer 1.
+    """
 
     def __init__(
         self,
@@ -42,14 +46,16 @@ class FakeScorer:
         layers: dict[str, list[float]] | None = None,
         distances: dict[int, list[float]] | None = None,
         budget: float = math.inf,
+        by_halves: bool = False,
     ) -> None:
         self.losses, self.layers, self.distances, self.budget = losses, layers or {}, distances or {}, budget
+        self.by_halves = by_halves
         self.calls: list[Call] = []
 
     def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         if len(self.asked) + len(candidates) > self.budget:
             raise BudgetSpent
-        dropped = tuple(candidate.dropped_layers for candidate in candidates)
+        dropped = tuple((one.sublayers if self.by_halves else one).dropped_layers for one in candidates)
         self.calls.append(Call(dropped, proxy, share))
         assert self.losses is not None
         if callable(self.losses):
@@ -218,6 +224,79 @@ def test_a_search_ends_with_the_space_and_picks_the_best(name: str, min_dropped:
     assert {(len(call.dropped), call.proxy, call.share) for call in scorer.calls} == {(1, PROXY, 1.0)}
 
 
+# ---- attention and MLP apart
+
+PARTS = SearchSpace(
+    num_layers=3, droppable_layers=(0, 1, 2), min_dropped=1, max_dropped=2, kinds=KINDS
+)  # 56 candidates
+
+
+def add_up(halves: Dropped, share: float) -> float:
+    """Attention and MLP of layer 1 cost more together."""
+    return sum((5.0, 9.0, 1.0, 2.0, 1.5, 4.5)[half] for half in halves) + 2.0 * ({2, 3} <= set(halves))
+
+
+def play_parts(name: str, scorer: Scorer, space: SearchSpace = PARTS) -> dict[int, tuple[str, ...]]:
+    picks = run_strategy(STRATEGIES[name], scorer, space, proxy=PROXY, rng_seed=0)
+    return {count: candidate.parts for count, candidate in picks.items()}
+
+
+@pytest.mark.parametrize(("name", "proxy"), [("greedy_parts", "none"), ("greedy_recovered", PROXY)])
+def test_greedy_removal_takes_the_cheapest_of_attentions_and_mlps(name: str, proxy: str) -> None:
+    scorer = FakeScorer(add_up, by_halves=True)
+    found = list(STRATEGIES[name].search(scorer, PARTS, PROXY, 0))
+    # 1.attn for 1; beside it 2.attn for 1.5, where 1.mlp takes 4; then 1.mlp, and 2.mlp for 4.5
+    assert [one.parts for one in found] == [("1.attn",), ("1.attn", "2.attn"), ("1", "2.attn"), ("1", "2")]
+    assert [len(call.dropped) for call in scorer.calls] == [6, 5, 4, 3]
+    assert {(call.proxy, call.share) for call in scorer.calls} == {(proxy, 1.0)}
+    assert play_parts(name, FakeScorer(add_up, by_halves=True)) == {1: ("1.attn", "2.attn"), 2: ("1", "2")}
+
+
+def test_whole_layers_are_chosen_in_the_same_space() -> None:
+    scorer = FakeScorer(add_up, by_halves=True)
+    assert play_parts("greedy", scorer) == {1: ("1",), 2: ("1", "2")}
+    assert scorer.asked == [(0, 1), (2, 3), (4, 5), (0, 1, 2, 3), (2, 3, 4, 5)]
+
+
+def test_attentions_that_change_their_input_least_go_first() -> None:
+    scorer = FakeScorer(layers={"attention_influence": [0.3, 0.1, 0.2]})
+    found = list(STRATEGIES["llm_drop"].search(scorer, PARTS, PROXY, 0))
+    assert [one.parts for one in found] == [("1.attn",), ("1.attn", "2.attn"), ("0.attn", "1.attn", "2.attn")]
+    assert play_parts("llm_drop", scorer) == {1: ("1.attn", "2.attn")}  # there are no four
+    assert play_parts("llm_drop", scorer, msgspec.structs.replace(PARTS, kinds=("mlp",))) == {}
+
+
+def test_evolution_drops_as_many_attentions_as_mlps_and_swaps_within_a_kind() -> None:
+    space, scorer = msgspec.structs.replace(SIX, kinds=KINDS), FakeScorer(rough, by_halves=True)
+    found = list(STRATEGIES["evopress_parts"].search(scorer, space, PROXY, 0))
+    assert [one.num_dropped for one in found] == [1, 2, 3, 3, 2, 1, 3, 2, 3, 2, 1, 3, 2, 3]  # as of whole layers
+    assert any(one.lacking for one in found)
+    assert all(2 * sum(half % 2 for half in halves) == len(halves) for halves in scorer.asked)
+    for first, second in split_by_generation(scorer.calls):
+        parent, *survivors = second.dropped
+        assert survivors == sorted(first.dropped, key=lambda halves: rough(halves, 1 / 16))[:2]
+        assert all(1 <= len(set(halves) - set(parent)) <= 3 for halves in first.dropped)
+    alone = msgspec.structs.replace(SIX, kinds=("attn",))
+    picks = play_parts("evopress_parts", FakeScorer(rough, by_halves=True), alone)
+    assert [len(parts) for parts in picks.values()] == [2, 4, 6]  # two attentions are a layer
+
+
+@pytest.mark.parametrize("name", ["sweep", *SAMPLERS])
+def test_searches_pick_among_sets_that_lack_two_parts_a_layer(name: str) -> None:
+    scorer = FakeScorer(add_up, by_halves=True)
+    assert play_parts(name, scorer) == {1: ("1.attn", "2.attn"), 2: ("1", "2")}
+    assert len(set(scorer.asked)) == PARTS.size
+
+
+def test_strategies_play_where_they_can_choose() -> None:
+    alone = msgspec.structs.replace(PARTS, kinds=("attn",))
+    able = [{name for name, one in STRATEGIES.items() if one.plays_in(space)} for space in (FOUR, PARTS, alone)]
+    by_parts = {"greedy_parts", "evopress_parts", "llm_drop"}
+    assert able[0] == set(STRATEGIES) - by_parts
+    assert able[1] == set(STRATEGIES)
+    assert able[2] == {"sweep", "greedy_recovered", *SAMPLERS} | by_parts
+
+
 # ---- accounts and picks
 
 
@@ -283,7 +362,7 @@ STAGED = SearchSpace(  # 10 candidates
 )
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if not strategy.needs_parts])
 def test_every_strategy_goes_on_from_what_is_gone(name: str) -> None:
     weights = {measure: [0.5, 9.0, 0.2, 0.3, 9.0, 0.4] for measure in ("block_influence", "taylor", "magnitude")}
     scorer = FakeScorer(rough, layers=weights, distances={1: [0.4, 0.1, 0.3, 0.2], 2: [0.3, 0.2, 0.1]})

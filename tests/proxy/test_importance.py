@@ -13,6 +13,7 @@ from seed.models.output_projection import Projection
 from seed.models.width import find_widths, weight_by_input
 from seed.proxy.importance import (
     measure_angular_distances,
+    measure_attention_influence,
     measure_block_influence,
     measure_magnitude,
     measure_taylor,
@@ -48,6 +49,23 @@ def test_block_influence_is_the_mean_turn_of_all_tokens(family: str, micro_batch
         assert len(cosines) == 60
         assert influence == pytest.approx(1 - sum(cosines) / 60, abs=1e-5)
     assert max(found) - min(found) > 1e-3  # they do differ
+
+
+@pytest.mark.parametrize("micro_batch", UNEVEN)
+def test_attention_influence_is_the_mean_turn_from_before_attention_to_before_the_mlp(micro_batch: int) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    read: list[Tensor] = []  # by the norm before each MLP
+    for layer in anatomy.layers:
+        layer.get_submodule("post_attention_layernorm").register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    states = trace(anatomy)
+    after_attention = list(read)
+    found = measure_attention_influence(anatomy, STREAM, micro_batch=micro_batch)
+    assert len(found) == 4
+    for influence, *pair in zip(found, states[:-1], after_attention, strict=True):
+        before, after = (state.flatten(0, 1) for state in pair)
+        cosines = [cosine(one, other) for one, other in zip(before, after, strict=True)]
+        assert influence == pytest.approx(1 - sum(cosines) / 60, abs=1e-5)
+    assert max(found) - min(found) > 1e-3
 
 
 @pytest.mark.parametrize(("num_layers", "micro_batch"), [(1, 2), (2, 8), (4, 2)])

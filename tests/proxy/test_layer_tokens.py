@@ -1,6 +1,7 @@
 """Prices are those of a model counted by hand; a strategy pays for what it asked, whatever others have measured."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,19 @@ import pytest
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
 from seed.optimize.strategies import BudgetSpent
-from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
+from seed.proxy.importance import (
+    measure_angular_distances,
+    measure_attention_influence,
+    measure_block_influence,
+    measure_magnitude,
+    measure_taylor,
+)
 from seed.proxy.layer_tokens import BudgetedScorer, Prices, set_prices
 from seed.proxy.subset_walker import count_work, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate
 from tests.models.families import make_model
-from tests.proxy.opened import DENSE, drop, keep, open_grafted
+from tests.proxy.opened import DENSE, drop, keep, open_grafted, open_instruments
 from tests.stages.opened import SPACE, open_session, open_sweep
 
 # llama: four heads of 8 with two keys and values; three matrices of the gated MLP
@@ -149,6 +156,15 @@ def test_a_share_is_measured_on_part_of_the_text(sweep: Sweep) -> None:
     spent = scorer.spent
     assert scorer.score(SINGLES, proxy="none") != expected  # the whole text is another score, and paid for
     assert scorer.spent == pytest.approx(5 * spent)
+
+
+def test_where_parts_go_alone_looking_at_attentions_costs_one_pass() -> None:
+    instruments = replace(open_instruments(), by_sublayers=True)
+    scorer = BudgetedScorer(Sweep(instruments))
+    text = instruments.calibration
+    theirs = measure_attention_influence(instruments.anatomy, text, micro_batch=4)
+    assert scorer.weigh_layers("attention_influence") == theirs
+    assert scorer.spent == pytest.approx(text.num_tokens * 4)
 
 
 def test_a_grafted_model_is_measured_without_its_gaps() -> None:
