@@ -130,7 +130,8 @@ def typed_command(settings: StudyConfig) -> str:
     """The command that says the same, but for what only files and Python can say."""
     typed = {name: value for name, value in settings.list_typed().items() if OPTIONS[name][0].help is not None}
     times = {name: spell_seconds(value) for name, value in typed.items() if OPTIONS[name][1].metavar == SECONDS.metavar}
-    return spell_command("seed.search", typed | times)
+    lists = {"parts": ",".join(settings.parts)} if "parts" in typed else {}
+    return spell_command("seed.search", typed | times | lists)
 
 
 def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] = ()) -> SearchSpace:

@@ -43,7 +43,7 @@ def test_parts_of_layers_are_named_and_counted_as_halves() -> None:
     assert candidate.key == "drop-1.mlp-4.attn-7-11.attn"
     assert records.read_dropped(candidate.key) == candidate.parts
     assert (candidate.dropped_layers, candidate.lacking) == ((7,), {1: "mlp", 4: "attn", 11: "attn"})
-    assert candidate.num_dropped == 1 + 2
+    assert candidate.num_dropped == 1 + 3 / 2
     assert candidate.sublayers.dropped_layers == (3, 8, 14, 15, 22)
     assert len(candidate.kept_layers) == 11
 

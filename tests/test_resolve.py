@@ -28,6 +28,7 @@ def read_back(settings: StudyConfig) -> StudyConfig:
 SAMPLES: dict[str, Any] = {  # of options that take only some values
     "start": "/models/drop-1-7",
     "dtype": "bfloat16",
+    "parts": ("attention", "mlp"),
     "sampler": "nsgaii",
     "proxy": "short-distillation",
     "recovery": "last-layers",

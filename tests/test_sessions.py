@@ -34,7 +34,7 @@ def test_closed_form_is_proven_on_a_grafted_model_too(family: str, tmp_path: Pat
 
 
 def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seed.proxy.instruments.fold_refit", lambda student, candidate, refit: None)
+    monkeypatch.setattr("seed.proxy.instruments.fold_refit", lambda student, candidate, refit, **how: None)
     fault = prove_closed_form(open_session(tmp_path), open_instruments())
     assert fault is not None
     assert re.search(r"validation loss of .* but its score says ", fault)

@@ -125,7 +125,11 @@ FOUR: dict[str, Any] = {"num_layers": 4, "min_dropped": 1, "max_dropped": 2}
         (Candidate, {"num_layers": 10**9, "parts": ["0"]}, "num_layers = 1000000000; wanted 1 to 10,000"),
         (Candidate, {"num_layers": 0, "parts": []}, "num_layers = 0"),
         (Candidate, {"num_layers": 4, "parts": ["0", "4"]}, "parts = 0, 4; wanted layers from 0 to 3"),
-        (Candidate, {"num_layers": 4, "parts": ["2", "03"]}, "parts = 2, 03; wanted numbers of layers"),
+        (
+            Candidate,
+            {"num_layers": 4, "parts": ["2", "03"]},
+            "parts = 2, 03; wanted layers, such as 4, or parts of them",
+        ),
         (Candidate, {"num_layers": 4, "parts": ["1", "1"]}, "rising, each once"),
         (WidthCut, {"num_layers": 4, "mlp_width": -3, "num_heads": 1, "num_kv_heads": 1}, "wanted widths"),
         (SearchSpace, FOUR | {"droppable_layers": [0, 7]}, "droppable_layers = 0, 7"),

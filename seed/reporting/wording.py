@@ -5,9 +5,12 @@ Plain text: whoever writes HTML escapes it there.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
-from seed.results import Drafting
+
+if TYPE_CHECKING:  # it takes numpy, and commands word their help with this
+    from seed.results import Drafting
 
 ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
@@ -160,7 +163,7 @@ def join_words(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def describe_drafting(found: Drafting) -> str:
+def describe_drafting(found: "Drafting") -> str:
     """Return ``1.24 times faster expected, 3 tokens ahead``, or that it is no gain."""
     if not found.tokens_ahead:
         return "no gain expected"

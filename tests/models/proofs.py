@@ -64,8 +64,7 @@ def prove_family(family: str, scratch: Path) -> Proof:
     try:
         prove_surgery(anatomy, scratch)
     except ModelError as error:  # a study would say so when it starts
-        fault = re.sub(r" by \d[\d.e+-]*\d", "", str(error)).partition(": ")[2].partition(". Seed does not")[0].strip()
-        return refuse(type(model).__name__, config.model_type, fault)
+        return refuse(type(model).__name__, config.model_type, describe_fault(error))
     closed_form = prove_scores(anatomy)
     return Proof(
         architecture=type(model).__name__,
@@ -77,6 +76,11 @@ def prove_family(family: str, scratch: Path) -> Proof:
         needed=name_needed(config),
         alone=prove_parts(anatomy, scratch),
     )
+
+
+def describe_fault(error: ModelError) -> str:
+    """What of a family is not as it should be, without numbers that differ from run to run."""
+    return re.sub(r" by \d[\d.e+-]*\d", "", str(error)).partition(": ")[2].partition(". Seed does not")[0].strip()
 
 
 def refuse(architecture: str, model_type: str, reason: str) -> Proof:
@@ -156,7 +160,10 @@ def prove_parts(anatomy: Anatomy, scratch: Path) -> str:
     tokens, validation, calibration = make_tokens(), draw_stream(4, 24, rng_seed=2), draw_stream(4, 48, rng_seed=1)
     if reason := prove_sublayers(anatomy, tokens):
         return f"no: {reason}"
-    prove_round_trip(anatomy, tokens, scratch=scratch, dtype=torch.float32, by_sublayers=True)
+    try:
+        prove_round_trip(anatomy, tokens, scratch=scratch, dtype=torch.float32, by_sublayers=True)
+    except ModelError as error:
+        return f"no: {describe_fault(error)}"
     walked = SublayerAnatomy(anatomy.model)
     gains = measure_gains(walked, walked.trace(calibration.tokens_NT[:2]))
     walker = gains and SubsetWalker(walked, calibration=calibration, validation=validation, micro_batch=2, gains=gains)
