@@ -233,22 +233,18 @@ def format_span(seconds: float) -> str:
     return f"{low / unit:,.0f} to {high / unit:,.0f} {name}"
 
 
-def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
-    """Do the work, and print its record as one line of JSON: the only one on standard output.
+def answer(work: Callable[[Terminal], msgspec.Struct], *, as_json: bool) -> None:
+    """Do the work of a command: for people, or for a script, to which its record is printed as one line of JSON.
 
-    Whatever else is said, by Seed or by a library, goes to standard error. A number that is not finite becomes ``null``.
+    That is the only line on standard output then: whatever else is said, by Seed or by a library, goes to standard error. A number that is
+    not finite becomes ``null``.
     """
+    if not as_json:
+        work(Terminal())
+        return
     with contextlib.redirect_stdout(sys.stderr):
         line = msgspec.json.encode(work(Terminal())).decode()
     print(line, flush=True)
-
-
-def answer(work: Callable[[Terminal], msgspec.Struct], *, as_json: bool) -> None:
-    """Do the work of a command, for a script or for people."""
-    if as_json:
-        answer_in_json(work)
-    else:
-        work(Terminal())
 
 
 def find_here() -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from seed import study_dir, untrusted
 from seed.cli import argument, json_option, option, read_command, storage_option
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StudyRecord
 from seed.plans import read_plan
@@ -111,10 +111,8 @@ def main() -> None:
     check_options(args)
     if len(args.study) > 1:
         compare_studies(args.study, Terminal(), output=args.output)
-    elif args.json:
-        answer_in_json(functools.partial(report_one, args))
     else:
-        report_one(args, Terminal())
+        answer(functools.partial(report_one, args), as_json=args.json)
 
 
 def check_options(args: ReportCommand) -> None:

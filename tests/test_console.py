@@ -225,7 +225,7 @@ def test_no_setting_puts_escape_codes_into_a_file() -> None:
 def run(work: object, capsys: Captured) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command that does this for a script."""
     with pytest.raises(SystemExit) as caught:
-        console.run_command(lambda: console.answer_in_json(work))  # type: ignore[arg-type]
+        console.run_command(lambda: console.answer(work, as_json=True))  # type: ignore[arg-type]
     return (int(caught.value.code or 0), *capsys.readouterr())
 
 
@@ -235,7 +235,7 @@ def test_a_script_gets_one_line_and_nothing_else(capsys: Captured) -> None:
         terminal.say("a sentence")
         return Estimate(value=float("nan"), low=float("-inf"), high=1.5)
 
-    console.run_command(lambda: console.answer_in_json(work))
+    console.run_command(lambda: console.answer(work, as_json=True))
     assert capsys.readouterr() == ('{"value":null,"low":null,"high":1.5}\n', "what a library says\na sentence\n")
 
 
