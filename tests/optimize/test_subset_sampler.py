@@ -249,12 +249,26 @@ def test_groups_take_turns() -> None:
 # ---- real losses
 
 
-@pytest.fixture(scope="module", params=["closed_form", "no_recovery"])
+@pytest.fixture(
+    scope="module",
+    params=["llama12_closed_form", "llama12_no_recovery", "demo12_parts_closed_form"],
+)
 def landscape(request: pytest.FixtureRequest) -> dict[Dropped, float]:
-    content = json.loads((LANDSCAPES / f"llama12_{request.param}.json").read_text())
-    losses = {tuple(f"keep_{int(n):02d}" for n in key.split(",") if n): loss for key, loss in content["losses"].items()}
-    assert max(map(len, losses)) == content["max_dropped"]
+    content = json.loads((LANDSCAPES / f"{request.param}.json").read_text())
+    by_parts = "_parts_" in request.param
+    losses = {
+        tuple(f"keep_{flag}" for part in key.split(",") if part for flag in spell_flags(part, by_parts=by_parts)): loss
+        for key, loss in content["losses"].items()
+    }
+    assert max(map(len, losses)) == content["max_dropped"] * (2 if by_parts else 1)
     return losses
+
+
+def spell_flags(part: str, *, by_parts: bool) -> list[str]:
+    """``3`` is ``03``, or its attention and MLP where those go alone."""
+    layer, _, kind = part.partition(".")
+    kinds = [kind] if kind else ["attn", "mlp"] if by_parts else []
+    return [f"{int(layer):02d}.{kind}" for kind in kinds] or [f"{int(layer):02d}"]
 
 
 def regret(asked: Sequence[Dropped], losses: dict[Dropped, float]) -> float:
