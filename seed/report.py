@@ -79,8 +79,8 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     findings = tell_studies(named)
     command = "\n\n".join(f"# {name}\n{result.record.plan.command}" for name, result in named.items())
     write_findings(findings, page, command=command)
-    for answer in findings.answers:
-        terminal.say(answer)
+    for line in findings.answers:
+        terminal.say(line)
     terminal.say(f"page: {page}", wrap=False)
     return page
 
