@@ -251,7 +251,7 @@ def test_groups_take_turns() -> None:
 
 @pytest.fixture(
     scope="module",
-    params=["llama12_closed_form", "llama12_no_recovery", "demo12_parts_closed_form"],
+    params=["llama12_closed_form", "llama12_no_recovery", "demo12_parts_closed_form", "demo12_parts_no_recovery"],
 )
 def landscape(request: pytest.FixtureRequest) -> dict[Dropped, float]:
     content = json.loads((LANDSCAPES / f"{request.param}.json").read_text())
