@@ -53,6 +53,7 @@ def render_page() -> str:
     template = environment.get_template("results.md.jinja")
     return template.render(
         demo=read_search("demo"),
+        parts=read_search("parts"),
         smollm2=read_search("smollm2"),
         depths=read_depths("smollm2"),
         samples=read_json("smollm2.record/samples.json"),
@@ -84,7 +85,7 @@ def read_search(name: str) -> dict[str, Any]:
     """Return a search: its plan, the dense model, and its distilled models, fewest dropped layers first."""
     paths = (STUDIES / f"{name}.record/distilled").iterdir()
     models = [read_record(f"{name}.record/distilled/{path.name}", DistillResult) for path in paths]
-    models.sort(key=lambda model: (len(model.candidate.dropped_layers), model.candidate.dropped_layers))
+    models.sort(key=lambda model: (-model.size.num_params, model.candidate.parts))
     return {
         "plan": read_record(f"{name}.record/plan.json", SearchPlan),
         "dense": read_record(f"{name}.record/dense.json", DenseResult),

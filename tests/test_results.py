@@ -66,6 +66,16 @@ def test_of_models_whose_speed_cannot_be_told_apart_the_better_is_recommended(th
     assert found.chosen.key == slow.key
 
 
+def test_what_may_be_no_faster_gives_way_to_what_surely_is(three: StudyRecord) -> None:
+    noisy, sure, _ = three.distilled
+    unsure = replace(noisy, latency=replace(noisy.latency, ratio_low=0.8, ratio_high=1.03))
+    found = advise(three, unsure, sure, margin=5)
+    assert found.chosen is not None
+    assert found.chosen.key == sure.key
+    alone = advise(three, unsure, margin=5)
+    assert alone.chosen is not None  # nothing better is there, and its line says how sure its speed is
+
+
 def test_what_is_slower_than_the_dense_model_is_not_recommended(three: StudyRecord) -> None:
     slower = place(three.distilled[0], 1.001, kept=13)
     found = advise(three, slower)
