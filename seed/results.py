@@ -180,7 +180,9 @@ def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
     limit = 1 + margin / 100
     within = [one for one in best if _read_ratio(one) <= limit]
     surely = [one for one in within if one.latency.ratio_high is not None and one.latency.ratio_high < 1]
-    faster = surely or [one for one in within if one.latency.ratio < 1]  # where timings are too few or too noisy to be sure of any
+    faster = surely or [
+        one for one in within if one.latency.ratio < 1
+    ]  # where timings are too few or too noisy to be sure of any
     fastest = min(faster, key=lambda one: one.latency.ratio, default=None)
     level = [one for one in faster if fastest and _may_be_as_fast(one.latency, fastest.latency)]
     chosen = min(level, key=_read_ratio, default=None)
