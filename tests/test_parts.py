@@ -225,3 +225,6 @@ def test_the_card_says_how_it_is_opened(searched: Searched) -> None:
     card = (searched.folder.model(result.key) / "README.md").read_text(encoding="utf-8")
     assert "seed.load(" in card
     assert "As a draft of the original" in card
+    page = searched.folder.report.read_text(encoding="utf-8")
+    assert "model = seed.load(" in page
+    assert f"models/{result.key} --format mlx" in page

@@ -191,6 +191,15 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
     path, trusts = str(root / "models" / model.key), result.record.plan.protocol.trust_remote_code
     name, typed, word = json.dumps(path), shlex.quote(path), " --trust-remote-code" * trusts
     option = ", trust_remote_code=True" * trusts
+    if model.candidate.lacking:  # other programs read it, too, and save nothing by what is gone
+        out = shlex.quote(f"{model.key}-mlx")
+        return [
+            ("Python", f"import seed\nmodel = seed.load({name})"),
+            (
+                "MLX",
+                f'python -m seed.export {typed} --format mlx --out {out}\nmlx_lm.generate --model {out} --prompt "Once upon a time"',
+            ),
+        ]
     return [
         (
             "transformers",
