@@ -334,18 +334,19 @@ def describe_text(request: CorpusRequest, source: ModelSource) -> dict[str, Stre
 
 def describe_depths(shape: Shape, protocol: Protocol) -> list[str]:
     """A line for each depth: candidates, and what is left of the model."""
-    lines = []
-    space = protocol.space
+    lines, space = [], protocol.space
     for dropped in range(space.min_dropped, space.max_dropped + 1):
+        if space.kinds:  # attention and MLP weigh differently
+            counts = [count for count in (2 * dropped - 1, 2 * dropped) if count in space.more_dropped]
+            candidates = sum(math.comb(len(list_parts(space)), count) for count in counts)
+            lines.append(
+                f"  up to {count_things(2 * dropped, 'part')} of {2 * shape.num_layers}: {count_things(candidates, 'candidate')}"
+            )
+            continue
         left = shape.num_params - dropped * shape.layer_params
-        counts = (
-            [dropped]
-            if not space.kinds
-            else [one for one in (2 * dropped - 1, 2 * dropped) if one in space.more_dropped]
-        )
-        candidates = count_things(sum(math.comb(len(list_parts(space)), count) for count in counts), "candidate")
+        candidates = math.comb(len(space.droppable_layers), dropped)
         lines.append(
-            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {candidates}, {format_count(left)} parameters, "
+            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {count_things(candidates, 'candidate')}, {format_count(left)} parameters, "
             f"-{100 * (1 - left / shape.num_params):.1f} %, {format_bytes(left * shape.stored_bytes)} of weights"
         )
     return lines

@@ -168,6 +168,15 @@ def test_bad_input_is_refused_before_anything_is_scored(
     assert said in " ".join(done.stderr.split())
 
 
+def test_a_dry_run_knows_parts_and_refuses_them_too(tmp_path: Path) -> None:
+    done = run_seed("seed.search", "--model=gpt2", "--parts=attention", "--dry-run", "--device=cpu:32GB", cwd=tmp_path)
+    assert "up to 2 parts of 24: 78 candidates" in done.stdout + done.stderr  # 12 and 66
+    done = run_seed(
+        "seed.search", "--model=pythia-160m", "--parts=mlp", "--dry-run", "--device=cpu:32GB", cwd=tmp_path, code=2
+    )
+    assert "cannot go alone in this gpt_neox model" in done.stderr
+
+
 def test_what_was_only_predicted_is_timed_before_it_is_distilled(searched: Searched, tmp_path: Path) -> None:
     study = StudyFolder(shutil.copytree(searched.folder.root, tmp_path / "tiny"))
     number, candidate = next(

@@ -164,16 +164,16 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def describe_drafting(found: "Drafting") -> str:
-    """Return ``1.24 times faster expected, 3 tokens ahead``, or that it is no gain."""
+    """Return ``1.24x the dense model's speed expected, 3 tokens ahead``, or that it is no gain."""
     if not found.tokens_ahead:
         return "no gain expected"
-    return f"{found.speedup:.2f} times faster expected, {count_things(found.tokens_ahead, 'token')} ahead"
+    return f"{found.speedup:.2f}x the dense model's speed expected, {count_things(found.tokens_ahead, 'token')} ahead"
 
 
 def describe_draft(found: DraftTiming) -> str:
-    """Return ``1.21 [1.18, 1.24] times faster, 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
+    """Return ``1.21x [1.18, 1.24] the dense model's speed, 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
     return (
-        f"{format_interval(found.speedup, '.2f')} times faster, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
+        f"{format_interval(found.speedup, '.2f', unit='x')} the dense model's speed, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
         f"{found.same} of {count_things(found.prompts, 'prompt')}"
     )
 
