@@ -23,6 +23,7 @@ MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 Edge = tuple[int, int]  # a kept layer, and the next one that is kept
 KINDS = ("attn", "mlp")  # of the parts of a layer, in the order in which they run
+KIND_WORDS = {"attn": "attention", "mlp": "MLP"}
 PART = re.compile(r"(0|[1-9][0-9]{0,4})(?:\.(attn|mlp))?")
 
 

@@ -168,8 +168,7 @@ def open_for_search(
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
-    tokens = streams["recovery"].tokens_NT[:2, :64].to(device)
-    original = replace(original, gains=measure_gains_of(space, anatomy, tokens))
+    original = replace(original, gains=measure_gains_of(space, anatomy, take_few(streams)))
     protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
     return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
@@ -205,8 +204,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     if protocol.start is not None:
         require_same_weights(protocol.start, protocol.start_sha256, study=study)
     is_trusted = read_plan(study).trusts_closed_form
-    tokens = streams["recovery"].tokens_NT[:2, :64].to(device)
-    gains = measure_gains_of(protocol.space, anatomy, tokens) if is_trusted else None
+    gains = measure_gains_of(protocol.space, anatomy, take_few(streams)) if is_trusted else None
     return _make_session(study, protocol, teacher, anatomy, streams, gains)
 
 
@@ -216,8 +214,7 @@ def move(session: Session, device: torch.device, *, study: StudyFolder) -> Sessi
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
     gains = session.gains
     if gains is not None:  # whether there are any is decided; ``prove_closed_form`` says whether that holds here
-        tokens = session.streams["recovery"].tokens_NT[:2, :64].to(device)
-        gains = measure_gains_of(session.protocol.space, anatomy, tokens) or gains
+        gains = measure_gains_of(session.protocol.space, anatomy, take_few(session.streams)) or gains
     return replace(
         session,
         folder=study,
@@ -378,12 +375,18 @@ def _make_session(
     )
 
 
+def take_few(streams: dict[str, TokenStream]) -> torch.Tensor:
+    """Tokens enough to see how a model is made (B, T)."""
+    return streams["recovery"].tokens_NT[:2, :64]
+
+
 def measure_gains_of(space: SearchSpace, anatomy: Anatomy, tokens_BT: torch.Tensor) -> dict[int, float] | None:
     """What closed form needs to know of the parts that go in this space: see ``measure_gains``.
 
     Raises:
         SpaceError: attention and MLP of this model cannot go alone.
     """
+    tokens_BT = tokens_BT.to(anatomy.device)
     if space.kinds and (reason := prove_sublayers(anatomy, tokens_BT)):
         raise SpaceError(
             f"--parts {spell_parts(space.kinds)}: cannot go alone in this {anatomy.config.model_type} model, since {reason}. Leave --parts out: "

@@ -26,10 +26,9 @@ from seed.models.output_projection import (
     find_output_projection,
     written_by,
 )
-from seed.records import KINDS, Candidate
+from seed.records import KIND_WORDS, KINDS, Candidate
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_number")
-WORDS = {"attn": "attention", "mlp": "MLP"}
 # What families call a layer's attention.
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
@@ -287,17 +286,22 @@ class Anatomy:
     @contextlib.contextmanager
     def without(self, lacking: Mapping[int, str]) -> Iterator[None]:
         """Let layers lack their attention or their MLP while the block runs."""
-        removed: list[tuple[nn.Module, str, nn.Module]] = []
-        for layer, kind in lacking.items():
-            part, owner = self.get_part(layer, kind), self.layers[layer]
-            name = str(self.find_part(layer, kind))
-            removed.append((owner, name, part))
-            setattr(owner, name, Absent(kind, num_outputs=self.num_outputs[layer, kind], like=part))
+        parts = {place: self.get_part(*place) for place in lacking.items()}
+        for place in parts:
+            self.put_part(*place, self.make_absent(*place))
         try:
             yield
         finally:
-            for owner, name, part in removed:
-                setattr(owner, name, part)
+            for place, part in parts.items():
+                self.put_part(*place, part)
+
+    def put_part(self, layer: int, kind: str, part: nn.Module) -> None:
+        """Let another module stand in the place of a layer's attention or MLP, be it there or absent."""
+        setattr(self.layers[layer], str(self.find_part(layer, kind)), part)
+
+    def make_absent(self, layer: int, kind: str) -> Absent:
+        """What stands where a layer's attention or MLP was."""
+        return Absent(kind, num_outputs=self.num_outputs[layer, kind], like=self.get_part(layer, kind))
 
     @functools.cached_property
     @torch.no_grad()
@@ -358,18 +362,18 @@ def prove_sublayers(anatomy: Anatomy, tokens_BT: Tensor) -> str | None:
     """Say why attention and MLP of a model's layers cannot go alone; None: they can."""
     for layer, kind in itertools.product(range(len(anatomy.layers)), KINDS):
         if anatomy.find_part(layer, kind) is None:
-            return f"layer {layer} has no {WORDS[kind]} that Seed knows"
+            return f"layer {layer} has no {KIND_WORDS[kind]} that Seed knows"
     walked = SublayerAnatomy(anatomy.model)
     states = walked.trace(tokens_BT)
     for layer, at in itertools.product(range(len(anatomy.layers)), range(len(KINDS))):
         outlet = walked.find_output_projection(2 * layer + at)
         if outlet is None:
-            return f"{WORDS[KINDS[at]]} of layer {layer} does not end in a projection that Seed knows"
+            return f"{KIND_WORDS[KINDS[at]]} of layer {layer} does not end in a projection that Seed knows"
         other = walked.run_layer(2 * layer + 1 - at, states[2 * layer])
         if not at and not agree(walked.run_layer(2 * layer + 1, states[2 * layer + 1]), states[2 * layer + 2]):
             return f"attention and MLP of layer {layer}, one after the other, do not give what the layer gives"
         if not agree(_run_silenced(walked, layer, at, states[2 * layer]), other):
-            return f"{WORDS[KINDS[at]]} of layer {layer} writes more than its last projection does"
+            return f"{KIND_WORDS[KINDS[at]]} of layer {layer} writes more than its last projection does"
     return None
 
 

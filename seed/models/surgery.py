@@ -264,13 +264,12 @@ def restore_parts(student: nn.Module, anatomy: Anatomy, candidate: Candidate) ->
     restored = SublayerAnatomy(student)
     for layer, kind in candidate.lacking.items():
         position = candidate.kept_layers.index(layer)
-        name, dtype = str(anatomy.find_part(layer, kind)), next(student.parameters()).dtype
-        absent = restored.layers[position].get_submodule(name)
-        part = cast_weights(copy.deepcopy(anatomy.get_part(layer, kind)), dtype)
+        absent = restored.get_part(position, kind)
+        part = cast_weights(copy.deepcopy(anatomy.get_part(layer, kind)), next(student.parameters()).dtype)
         for index in INDEX_NAMES:
             if hasattr(part, index) and hasattr(absent, index):
                 setattr(part, index, getattr(absent, index))
-        setattr(restored.layers[position], name, part)
+        restored.put_part(position, kind, part)
         outlet = restored.find_output_projection(2 * position + KINDS.index(kind))
         assert outlet is not None, "prove_sublayers proved that there is one"
         outlet.silence()
@@ -282,11 +281,9 @@ def remove_parts(model: nn.Module, candidate: Candidate) -> None:
     if not candidate.lacking:
         return
     anatomy = Anatomy(model)
-    lacking = {candidate.kept_layers.index(layer): kind for layer, kind in candidate.lacking.items()}
-    with anatomy.without(lacking):
-        absent = {layer: anatomy.get_part(layer, kind) for layer, kind in lacking.items()}
-    for layer, kind in lacking.items():
-        setattr(anatomy.layers[layer], str(anatomy.find_part(layer, kind)), absent[layer])
+    for layer, kind in candidate.lacking.items():
+        position = candidate.kept_layers.index(layer)
+        anatomy.put_part(position, kind, anatomy.make_absent(position, kind))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
+from seed.records import KIND_WORDS, MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
 
 if TYPE_CHECKING:  # it takes numpy, and commands word their help with this
     from seed.results import Drafting
@@ -76,6 +76,11 @@ def list_layers(layers: Sequence[int]) -> str:
 def list_dropped(candidate: Candidate) -> str:
     """Return what is gone of a model: ``1, 5 to 7`` as ``list_layers`` has it, or ``1.attn, 5, 6.mlp``."""
     return ", ".join(candidate.parts) if candidate.lacking else list_layers(candidate.dropped_layers)
+
+
+def list_lacking(candidate: Candidate) -> str:
+    """Return ``2 (attention), 5 (MLP)``: kept layers and what they lack."""
+    return ", ".join(f"{layer} ({KIND_WORDS[kind]})" for layer, kind in candidate.lacking.items())
 
 
 def format_number(value: float, *, places: int = 3) -> str:

@@ -96,6 +96,21 @@ def write_order(order: Order, target: Path, *, terminal: Terminal) -> ExportLine
                 provenance=said,
                 on_bytes=lambda num_bytes: advance(num_bytes, ""),
             )
+    return describe_export(
+        said,
+        target,
+        num_params=cut.num_params,
+        weight_bytes=cut.num_bytes,
+        recipe=str(target / RECIPE),
+        left_out=cut.left_out,
+        ppl_ratio=None,
+        unrecovered_ppl_ratio=None if score is None else score.quality.ppl_ratio,
+        text=None if score is None else score.split,
+    )
+
+
+def describe_export(said: Provenance, target: Path, **told: Any) -> ExportLine:
+    """Return the line of a checkpoint by its seed.json, and what that does not say."""
     return ExportLine(
         path=str(target),
         base_model=said.base_model,
@@ -104,14 +119,8 @@ def write_order(order: Order, target: Path, *, terminal: Terminal) -> ExportLine
         kept_layers=said.kept_layers,
         dropped_layers=said.dropped_layers,
         parts=said.candidate.parts,
-        is_recovered=False,
-        num_params=cut.num_params,
-        weight_bytes=cut.num_bytes,
-        recipe=str(target / RECIPE),
-        left_out=cut.left_out,
-        ppl_ratio=None,
-        unrecovered_ppl_ratio=None if score is None else score.quality.ppl_ratio,
-        text=None if score is None else score.split,
+        is_recovered=said.recovered,
+        **told,
     )
 
 
@@ -180,15 +189,9 @@ def convert_model(source: Path, *, runtime: str, target: Path) -> ExportLine:
         _require_room(place, needed_bytes=conversion.num_bytes)
         write_conversion(conversion, place, provenance=said)
     tensors = read_tensors(place)
-    return ExportLine(
-        path=str(target),
-        base_model=said.base_model,
-        base_revision=said.base_revision,
-        num_layers=said.num_layers,
-        kept_layers=said.kept_layers,
-        dropped_layers=said.dropped_layers,
-        parts=said.candidate.parts,
-        is_recovered=said.recovered,
+    return describe_export(
+        said,
+        target,
         num_params=sum(tensor.numel for tensor in tensors),
         weight_bytes=sum(tensor.num_bytes for tensor in tensors),
         recipe=None,
