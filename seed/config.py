@@ -27,12 +27,14 @@ from seed.cli import (
     entry,
     is_number,
     option,
+    parse_count,
     spell_flag,
     typed,
 )
 from seed.errors import SeedError
 from seed.optimize.space import SAMPLERS
 from seed.optimize.urls import check_storage_url
+from seed.records import GGML_TYPES
 from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -53,6 +55,12 @@ PARTS = replace(
     allows=lambda parts: set(parts) in CHOICES,
     wanted="layer; attention or mlp, or both; or layer,attention,mlp",
     metavar="PARTS",
+)
+BITS = Kind(
+    lambda text: tuple(map(parse_count, filter(None, map(str.strip, text.split(","))))),
+    lambda bits: bool(bits) and all(one in GGML_TYPES for one in bits),
+    f"some of {', '.join(map(str, GGML_TYPES))}, such as 8,4",
+    "N,N",
 )
 Value = TypeVar("Value")
 
@@ -141,6 +149,9 @@ class RecoverySection:
     lora_rank: int | None = option("train low-rank updates only, for models too large to train whole (16)")
     freeze_prefix: bool = option("leave the layers before the first dropped one as they are", False)
     width_baseline: bool = option("also distil models of all layers, cut to the same sizes in width", False)
+    bits: tuple[int, ...] | None = option(
+        "judge final models also with weights of 8, 5 or 4 bits, as llama.cpp stores them", kind=BITS
+    )
     eval_command: str | None = typed("your own judge: gets a model's directory, prints a number", metavar="CMD")
 
 
@@ -211,6 +222,7 @@ class StudyConfig(Settings):
             raise SeedError("--compiled: says how Seed times, but --latency-command times by your own. Leave one out.")
         for name, is_given in (
             ("--eval-command", bool(self.eval_command)),
+            ("--bits", bool(self.bits)),
             (f"--replicas {self.replicas}", self.replicas > 1),
             ("--width-baseline", self.width_baseline),
         ):
@@ -307,6 +319,8 @@ class StudyConfig(Settings):
             raise SeedError("--no-distill: a stage goes on from what the one before distilled. Leave one out.")
 
     def _check_recovery(self) -> None:
+        if self.bits and importlib.util.find_spec("gguf") is None:
+            raise SeedError("--bits: needs gguf, which is not installed. Install it: pip install 'gguf>=0.19'.")
         chosen = self.chosen_recovery
         if self.lora_rank is not None and not chosen.is_low_rank:
             raise SeedError(

@@ -12,6 +12,7 @@ from seed.records import (
     DistillResult,
     Estimate,
     Frontier,
+    PackedByKey,
     Record,
     SearchSpace,
     TrialRecord,
@@ -107,6 +108,7 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
     is_running: bool = False  # the search goes on, and all this may change
+    packed: PackedByKey = msgspec.field(default_factory=dict)  # with weights of fewer bits
 
 
 WIDTH = "uniform_width"  # beside strategies: all layers kept, each cut evenly to the size of a depth

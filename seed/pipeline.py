@@ -451,6 +451,15 @@ class Pipeline:
                 f"  the time is spent, and {count_things(len(members) - len(results), 'model')} not distilled: give more "
                 "--time, or python -m seed.distill"
             )
+        if self.settings.bits:
+            self.judge_packed(self.settings.bits)
+
+    def judge_packed(self, bits: Sequence[int]) -> None:
+        """Judge the original and all distilled models with weights of fewer bits, too."""
+        models, _ = study_record.read_results(self.study)
+        dense = study_dir.read_record(self.study.dense, DenseResult)
+        with self.terminal.stage("fewer bits", total=(1 + len(models)) * len(bits)) as advance:
+            judging.pack_and_judge(self.session, dense, models, bits, on_judged=advance)
 
     def weigh(self, member: FrontierMember) -> tuple[int, float]:
         """What orders members by worth: the best of its depth first, and the fastest for its perplexity."""

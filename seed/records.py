@@ -24,6 +24,8 @@ MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 Edge = tuple[int, int]  # a kept layer, and the next one that is kept
 KINDS = ("attn", "mlp")  # of the parts of a layer, in the order in which they run
 KIND_WORDS = {"attn": "attention", "mlp": "MLP"}
+DENSE = "dense"  # the key of the candidate that has all layers
+GGML_TYPES = {8: "Q8_0", 5: "Q5_0", 4: "Q4_0"}  # by bits of a weight, as llama.cpp names them
 PART = re.compile(r"(0|[1-9][0-9]{0,4})(?:\.(attn|mlp))?")
 
 
@@ -117,7 +119,7 @@ class Candidate(Record, frozen=True, kw_only=True):
     def key(self) -> str:
         """A name fit for folders: ``dense``, ``drop-4-11``; long lists end in a hash."""
         if not self.parts:
-            return "dense"
+            return DENSE
         name = f"drop-{'-'.join(self.parts)}"
         return name if len(name) <= 64 else f"drop-{len(self.parts)}-{hash_text(name)[:12]}"
 
@@ -266,6 +268,18 @@ class Size(Record, frozen=True, kw_only=True):
     num_params: int
     weight_bytes: int
     kv_bytes_per_token: int
+
+
+class Packed(Record, frozen=True, kw_only=True):
+    """A model whose weights are stored in fewer bits, beside the dense model as it is, on test text."""
+
+    bits: int  # of a weight, scales of blocks left out
+    weight_bytes: int  # scales and what is not packed included
+    quality: Quality
+    provenance_sha256: str | None  # of the checkpoint that was packed; None: the dense model
+
+
+PackedByKey = dict[str, tuple[Packed, ...]]  # by the model's
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

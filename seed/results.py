@@ -5,12 +5,12 @@ Terminal, ``--json``, page and dashboard read it; nothing is drawn or worded her
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from seed.evidence import Replication, StudyRecord
-from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
+from seed.records import DENSE, Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
 from seed.stats import reach_over_documents
 
 MOST_AHEAD = 16  # tokens that a draft is expected to write at a time
@@ -78,6 +78,17 @@ class DepthDrops:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A distilled model, or the dense one, as it is stored: in its own type, or in fewer bits. On test text."""
+
+    model: Model | None  # None: the dense model
+    bits: int | None  # of a weight; None: as the checkpoint has it
+    weight_bytes: int
+    ppl_ratio: Estimate
+    is_best: bool = False  # no other is as small and as good
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyResult:
     """All that is shown of a study beside its record."""
 
@@ -90,6 +101,7 @@ class StudyResult:
     scored: tuple[Model, ...]  # by the proxy, those that are not on the frontier
     links: tuple[Link, ...]
     drops: tuple[DepthDrops, ...]
+    stored: tuple[Stored, ...]  # where fewer bits were asked for; the largest first
     disturbances: Mapping[str, str]  # by structure: what else the machine did while it was timed
 
     @property
@@ -124,8 +136,31 @@ def compute_result(record: StudyRecord) -> StudyResult:
             if model.key in known
         ),
         drops=count_drops(tuple(known.values())),
+        stored=list_stored(record, distilled),
         disturbances={one.structure: one.disturbance for one in latencies if one.disturbance},
     )
+
+
+def list_stored(record: StudyRecord, distilled: Sequence[Model]) -> tuple[Stored, ...]:
+    """List the dense model and the distilled ones as they are and in fewer bits, the largest first; none where no bits were asked for."""
+    if not record.packed:
+        return ()
+    whole = Estimate(value=1.0, low=None, high=None)
+    found = [Stored(model=None, bits=None, weight_bytes=record.dense.size.weight_bytes, ppl_ratio=whole)]
+    found += [
+        Stored(model=one, bits=None, weight_bytes=one.size.weight_bytes, ppl_ratio=read_interval(one.quality))
+        for one in distilled
+    ]
+    models: dict[str, Model | None] = {DENSE: None, **{one.key: one for one in distilled}}
+    found += [
+        Stored(model=models[key], bits=one.bits, weight_bytes=one.weight_bytes, ppl_ratio=read_interval(one.quality))
+        for key, packed in record.packed.items()
+        for one in packed
+    ]
+    found.sort(key=lambda one: (one.weight_bytes, one.ppl_ratio.value or math.inf))
+    ratios = [one.ppl_ratio.value or math.inf for one in found]
+    best = [ratio < min(ratios[:place], default=math.inf) for place, ratio in enumerate(ratios)]
+    return tuple(replace(one, is_best=is_best) for one, is_best in zip(found, best, strict=True))[::-1]
 
 
 def take_distilled(result: DistillResult, replication: Replication | None = None) -> Model:

@@ -52,6 +52,7 @@ class StudyFolder:
         self.artifacts = root / "artifacts"
         self.scores = root / "scores.sqlite"
         self.gain = root / "gain.json"
+        self.bits = root / "bits.json"
         self.fidelity = root / "fidelity.json"
         self.comparison = root / "compare.json"
         self.recoveries = root / "recoveries.json"

@@ -81,6 +81,8 @@ Write = Callable[..., Path]
         ({"distill": False, "eval_command": "judge.sh"}, "--eval-command"),
         ({"replicas": 3, "distill": False}, "--replicas 3"),
         ({"width_baseline": True, "distill": False}, "--width-baseline"),
+        ({"bits": (8,), "distill": False}, "--bits"),
+        ({"bits": (8, 3)}, "--bits (8, 3)"),
         ({"width_baseline": True, "start": "/models/drop-1"}, "--width-baseline"),
     ],
 )

@@ -17,6 +17,7 @@ from seed.errors import StudyError
 from seed.plans import SearchPlan
 from seed.proxy.proxy import Proxy
 from seed.records import Candidate, Evaluation, ScoreRow
+from seed.results import compute_result
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.stages import judging, latency_table, publishing, students, study_record
@@ -161,3 +162,34 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
     assert sorted(path for path in failed.root.rglob("*") if not path.name.endswith(("-shm", "-wal"))) == [
         path for path in before if not path.name.endswith(("-shm", "-wal"))
     ]
+
+
+def test_finished_models_are_judged_in_fewer_bits_each_once(
+    finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, study = finished_study.move(tmp_path)
+    shutil.copytree(finished_study.folder.root, study.root)
+    packed: list[int] = []
+    pack = judging.pack_weights
+
+    def count(model: Any, *, bits: int, **more: Any) -> int:
+        packed.append(bits)
+        return pack(model, bits=bits, **more)
+
+    monkeypatch.setattr(judging, "pack_weights", count)
+    first = search(settings.change(bits=(8,)), QUIET)
+    assert packed == [8] * (1 + len(first.distilled))
+    record = search(settings.change(bits=(4, 8)), QUIET)
+    assert packed[len(packed) // 2 :] == [4] * (1 + len(first.distilled))
+    assert record.distilled == finished_study.record.distilled  # none is made again
+    stored = compute_result(record).stored
+    assert len(stored) == 3 * (1 + len(record.distilled))
+    sizes = {(one.model and one.model.key, one.bits): one.weight_bytes for one in stored}
+    for model in (None, *(one.key for one in record.distilled)):
+        assert sizes[model, None] > sizes[model, 8] > sizes[model, 4]
+    # of a model that is another now, nothing is known
+    result = record.distilled[0]
+    study_dir.write_record(study.result(result.key), msgspec.structs.replace(result, provenance_sha256="0" * 64))
+    again = study_record.gather_record(study)
+    assert again.packed[result.key] == ()
+    assert again.packed["dense"] == record.packed["dense"]

@@ -29,6 +29,7 @@ SAMPLES: dict[str, Any] = {  # of options that take only some values
     "start": "/models/drop-1-7",
     "dtype": "bfloat16",
     "parts": ("attention", "mlp"),
+    "bits": (8, 4),
     "sampler": "nsgaii",
     "proxy": "short-distillation",
     "recovery": "last-layers",

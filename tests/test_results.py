@@ -1,12 +1,14 @@
 """What a study found: which model is best and which to ship, and what is counted."""
 
 import math
+import re
 
 import msgspec
 import pytest
 
 from seed.evidence import StudyRecord
-from seed.records import DistillResult
+from seed.records import DistillResult, Packed
+from seed.reporting.result_text import describe_bits
 from seed.results import (
     Recommendation,
     compute_result,
@@ -146,3 +148,25 @@ def test_the_speed_that_is_wanted_is_had_at_the_least_loss() -> None:
         expected = min(fast, key=lambda model: model.quality.ppl_ratio, default=None)
         assert recommend_faster(best, speedup=speedup) == expected
     assert recommend_faster(best, speedup=2.0) is None
+
+
+def test_sizes_that_no_other_beats_are_found_among_layers_and_bits(three: StudyRecord) -> None:
+    first, second, _ = three.distilled
+
+    def pack(bits: int, weight_bytes: int, ratio: float) -> Packed:
+        quality = factory.make_quality(ratio)
+        return Packed(bits=bits, weight_bytes=weight_bytes, quality=quality, provenance_sha256=None)
+
+    sizes = [one.size.weight_bytes for one in (three.dense, *three.distilled)]
+    assert compute_result(three).stored == ()
+    packed = {
+        "dense": (pack(8, sizes[0] // 2, 1.001), pack(4, sizes[0] // 4, 1.2)),
+        first.key: (pack(8, sizes[1] // 2, 1.015),),
+        second.key: (pack(4, sizes[2] // 4, 1.25),),
+    }
+    stored = compute_result(replace(three, packed=packed)).stored
+    assert [one.weight_bytes for one in stored] == sorted((one.weight_bytes for one in stored), reverse=True)
+    best = [(one.model and one.model.key, one.bits) for one in stored if one.is_best]
+    assert best == [(None, None), (None, 8), (first.key, 8), (None, 4), (second.key, 4)]
+    told = describe_bits(compute_result(replace(three, packed=packed)))
+    assert re.search(r"2 by fewer bits alone, down to .* at \+20\.0.% PPL; none by fewer layers alone; 2 by both", told)

@@ -14,9 +14,18 @@ from seed.reporting.figure_parts import (
     choose_color,
     choose_symbol,
     draw_bars,
+    find_limit,
     finish_figure,
 )
-from seed.reporting.wording import format_count, format_latency_ratio, list_dropped, name_drop, name_proxy
+from seed.reporting.wording import (
+    format_bytes,
+    format_count,
+    format_latency_ratio,
+    list_dropped,
+    name_bits,
+    name_drop,
+    name_proxy,
+)
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_interval, read_latency_ratio
 
 SHIPPED = "to ship"
@@ -281,6 +290,52 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
     )
 
 
+# ---- bits
+
+
+def draw_sizes(result: StudyResult) -> go.Figure:
+    """Draw PPL ratio against the bytes of the weights, of the dense model and the distilled ones, as they are and in fewer bits."""
+    figure = go.Figure()
+    best = [one for one in result.stored if one.is_best]
+    if result.stored:
+        figure.add_trace(
+            draw_line(
+                [one.weight_bytes for one in best], [one.ppl_ratio.value for one in best], name="smallest", width=1.5
+            )
+        )
+    for place, bits in enumerate(dict.fromkeys(one.bits for one in result.stored)):
+        found = [one for one in result.stored if one.bits == bits]
+        names = ["dense" if one.model is None else name_drop(one.model.depth) for one in found]
+        layers = [
+            "all layers" if one.model is None else f"without {list_dropped(one.model.candidate)}" for one in found
+        ]
+        sizes = [format_bytes(one.weight_bytes) for one in found]
+        figure.add_scatter(
+            x=[one.weight_bytes for one in found],
+            y=[one.ppl_ratio.value for one in found],
+            error_y=draw_bars([one.ppl_ratio for one in found]),
+            text=names,
+            textposition="top right",
+            customdata=list(zip(layers, sizes, strict=True)),
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}, PPL ratio %{y:.3f}<extra>%{fullData.name}</extra>",
+            mode="markers+text",
+            name=name_bits(bits),
+            marker={"color": choose_color(place + 1), "symbol": choose_symbol(place + 1), "size": 11},
+        )
+    ratios = [one.ppl_ratio.value for one in result.stored if one.ppl_ratio.value is not None]
+    top = find_limit(ratios)
+    add_levels(figure, MARGINS, top=top)
+    figure.update_yaxes(range=[min(ratios, default=1.0) - 0.05 * (top - 1), top + 0.1 * (top - 1)])
+    figure.update_xaxes(tickformat="~s", ticksuffix="B")
+    return finish_figure(
+        figure,
+        title="Fewer layers, fewer bits",
+        x_title="weights (smaller is better)",
+        y_title="PPL ratio on test text",
+        height=460,
+    )
+
+
 def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure that has something to show by its name, in the order in which they are shown everywhere."""
     drawn = {
@@ -288,5 +343,6 @@ def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
         "layers": draw_layer_map(result),
         "sensitivity": draw_sensitivity(result),
         "agreement": draw_proxy_against_final(result),
+        "sizes": draw_sizes(result),
     }
     return {name: figure for name, figure in drawn.items() if figure.data}

@@ -8,7 +8,18 @@ from pathlib import Path
 
 from seed import __version__
 from seed.evidence import Replication, StagedSearch, StageRecord, StudyRecord
-from seed.records import DenseResult, DistillResult, DraftTiming, Estimate, Latency, Quality, Record, Size, TaskScore
+from seed.records import (
+    DENSE,
+    DenseResult,
+    DistillResult,
+    DraftTiming,
+    Estimate,
+    Latency,
+    Quality,
+    Record,
+    Size,
+    TaskScore,
+)
 from seed.results import Model, compute_result, expect_drafting, read_interval, read_latency_ratio, take_distilled
 from seed.study_dir import StudyFolder
 
@@ -60,6 +71,16 @@ class RecommendedLine(Record, frozen=True, kw_only=True):
     is_sure: bool  # the whole interval of its PPL ratio stays within
 
 
+class StoredLine(Record, frozen=True, kw_only=True):
+    """A distilled model or the dense one as it is stored, on test text, where fewer bits were asked for."""
+
+    key: str
+    bits: int | None  # of a weight; None: as the checkpoint has it
+    weight_bytes: int
+    ppl_ratio: Estimate
+    is_best: bool  # no other is as small and as good
+
+
 class SearchLine(StudyLine, frozen=True, kw_only=True):
     """What a search came to."""
 
@@ -71,6 +92,7 @@ class SearchLine(StudyLine, frozen=True, kw_only=True):
     models: tuple[ModelLine, ...]  # distilled ones, or the frontier by the proxy where nothing is distilled
     width_baselines: tuple[ModelLine, ...]  # all layers, cut in width
     recommended: tuple[RecommendedLine, ...]
+    stored: tuple[StoredLine, ...] = ()
 
 
 class StageLine(Record, frozen=True, kw_only=True):
@@ -164,6 +186,16 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
                 within_percent=one.margin, key=None if one.chosen is None else one.chosen.key, is_sure=one.is_sure
             )
             for one in result.recommended
+        ),
+        stored=tuple(
+            StoredLine(
+                key=DENSE if one.model is None else one.model.key,
+                bits=one.bits,
+                weight_bytes=one.weight_bytes,
+                ppl_ratio=one.ppl_ratio,
+                is_best=one.is_best,
+            )
+            for one in result.stored
         ),
     )
 

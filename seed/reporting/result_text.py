@@ -95,6 +95,29 @@ def describe_unhelped(result: StudyResult) -> str:
     return f"Recovery did not help on test text without {'; '.join(unhelped)}. Give more --distill-tokens, or recovery text of its kind."
 
 
+def describe_bits(result: StudyResult) -> str:
+    """Return which of fewer layers and fewer bits, or both, makes the smallest model at its perplexity; nothing: no bits were asked for."""
+    best = [one for one in result.stored if one.is_best and (one.model or one.bits)]
+    if not best:
+        return ""
+    ways = {
+        "fewer bits alone": [one for one in best if one.model is None],
+        "fewer layers alone": [one for one in best if one.bits is None],
+        "both": [one for one in best if one.model and one.bits],
+    }
+    told = []
+    for way, found in ways.items():
+        least = min(found, key=lambda one: one.weight_bytes, default=None)
+        if least is None:
+            told.append(f"none by {way}")
+            continue
+        added = msgspec.structs.replace(read_excess(least.ppl_ratio), low=None)
+        told.append(
+            f"{len(found)} by {way}, down to {format_bytes(least.weight_bytes)} at {format_interval(added, '+,.1f', unit=PERCENT)} PPL"
+        )
+    return f"Models that no other beats in both size and perplexity: {'; '.join(told)}."
+
+
 # ---- what searching bought
 
 
@@ -220,6 +243,7 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
         f"speed: {record.dense.latency.workload}; PPL: {text}",
         "" if result.best else NOTHING_SCORED,
         describe_unhelped(result),
+        describe_bits(result),
         "The machine was busy while speed was measured: at another time it may differ." if result.disturbances else "",
     ]
     if result.best:  # margins with one answer are told together

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from seed.records import KIND_WORDS, MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
+from seed.records import GGML_TYPES, KIND_WORDS, MARGIN, Candidate, DraftTiming, Estimate, Latency, WidthCut, find_runs
 
 if TYPE_CHECKING:  # it takes numpy, and commands word their help with this
     from seed.results import Drafting
@@ -147,6 +147,11 @@ def take_percent(share: Estimate) -> Estimate:
     """Return a share in per cent."""
     value, low, high = (None if end is None else 100 * end for end in (share.value, share.low, share.high))
     return Estimate(value=value, low=low, high=high)
+
+
+def name_bits(bits: int | None) -> str:
+    """Return how weights are stored: ``8 bits (Q8_0)``; None: as the checkpoint has them."""
+    return "as stored" if bits is None else f"{bits} bits ({GGML_TYPES[bits]})"
 
 
 def compare_size(num_params: int, *, dense_num_params: int) -> str:

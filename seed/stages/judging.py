@@ -3,22 +3,27 @@
 Nothing is trained here, and which models are judged is decided elsewhere.
 """
 
+import copy
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seed import study_dir
+from seed.evaluation.bits import pack_weights
 from seed.evaluation.latency import run_user_command
 from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of
 from seed.models.anatomy import cache_of
-from seed.models.checkpoint import load_checkpoint
+from seed.models.checkpoint import load_checkpoint, load_export
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
-from seed.records import DenseResult, DistillResult, Latency, Quality, Size
+from seed.records import DENSE, DenseResult, DistillResult, Latency, Packed, PackedByKey, Quality, Size
 from seed.sessions import Session
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 32, 40
@@ -96,6 +101,35 @@ def judge_exported(session: Session, instruments: Instruments, path: Path, raw: 
         size=size,
         continuations=continue_prompts(session, exported, choose_prompts(session)),
     )
+
+
+def pack_and_judge(
+    session: Session,
+    dense: DenseResult,
+    results: Sequence[DistillResult],
+    bits: Sequence[int],
+    *,
+    on_judged: Callable[[int, str], None],
+) -> None:
+    """Judge the original and exported models with weights of fewer bits, and write that down, unless it was."""
+    study = session.folder
+    theirs = DocumentLosses(sums=np.array(dense.test_sums), counts=np.array(dense.test_counts))
+    known = study_dir.read_record(study.bits, PackedByKey) if study.bits.exists() else {}
+    asked: list[tuple[str, str | None]] = [(DENSE, None), *((one.key, one.provenance_sha256) for one in results)]
+    for (key, sha256), num_bits in itertools.product(asked, sorted(bits, reverse=True)):
+        found = [one for one in known.get(key, ()) if one.provenance_sha256 == sha256]
+        if all(one.bits != num_bits for one in found):
+            model = (
+                copy.deepcopy(session.teacher.model)
+                if key == DENSE
+                else load_export(study.model(key), device=session.device, dtype=session.dtype)
+            )
+            weight_bytes = pack_weights(model, bits=num_bits, stored_dtype=session.teacher.stored_dtype)
+            quality = judge(session.measure_losses(model, session.streams["test"]), theirs)
+            found.append(Packed(bits=num_bits, weight_bytes=weight_bytes, quality=quality, provenance_sha256=sha256))
+            known[key] = tuple(found)
+            study_dir.write_record(study.bits, known)
+        on_judged(1, f"{key}, {num_bits} bits")
 
 
 def score_for_user(result: R, eval_command: str | None, *, directory: Path, path: Path) -> R:

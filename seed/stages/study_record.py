@@ -16,10 +16,12 @@ from seed.optimize.analysis import compare_replicated, read_sensitivities, summa
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, SearchPlan, continue_plan, read_plan
 from seed.records import (
+    DENSE,
     DenseResult,
     DistillResult,
     Frontier,
     Latency,
+    PackedByKey,
     Quality,
     Record,
     ScoreRow,
@@ -54,6 +56,8 @@ def gather_record(
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, width_baselines = read_results(study)
     dense = study_dir.read_record(study.dense, DenseResult) if dense is None else dense
+    checkpoints = {result.key: result.provenance_sha256 for result in distilled} | {DENSE: None}
+    packed = study_dir.read_record(study.bits, PackedByKey) if study.bits.is_file() else {}
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
@@ -82,6 +86,11 @@ def gather_record(
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(distilled, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
+        packed={  # of models as they are now
+            key: tuple(one for one in packed.get(key, ()) if one.provenance_sha256 == sha256)
+            for key, sha256 in checkpoints.items()
+            if key in packed
+        },
     )
 
 
@@ -229,7 +238,16 @@ def fingerprint_files(study: StudyFolder, settings: StudyConfig, *, model: Path)
     texts = {name: place for name, place in named.items() if place not in resolve.NAMED_TEXTS}
     paths = {name: Path(place).expanduser().absolute() for name, place in texts.items()}
     named |= {name: str(path) for name, path in paths.items() if path.exists()}
-    made = [study.plan, study.environment, study.latency, study.dense, study.scores, study.frontier, study.gain]
+    made = [
+        study.plan,
+        study.environment,
+        study.latency,
+        study.dense,
+        study.scores,
+        study.frontier,
+        study.gain,
+        study.bits,
+    ]
     files = {str(path): path for place in (model.absolute(), *paths.values()) for path in walk_files(place)}
     for place in (*made, study.distilled, study.models):
         files |= {str(path.relative_to(study.root)): path for path in walk_files(place)}
