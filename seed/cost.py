@@ -221,8 +221,8 @@ class Estimator:
 
     @property
     def per_layer(self) -> int:
-        """Steps in which closed form walks a layer: two where attention and MLP go alone."""
-        return 2 if self.protocol.space.kinds else 1
+        """Steps in which closed form walks a layer."""
+        return 2 if self.protocol.by_sublayers else 1
 
     def price_maps(self, *, trials: int | None = None) -> float:
         """What candidates share: the dense model's states, and maps of each gap. ``trials``: of so many; None: of all."""
@@ -245,7 +245,7 @@ class Estimator:
     def count_closed_form(self, candidates: Iterable[Candidate]) -> TrieWork:
         """What scores by closed form take, once the maps are there that all share."""
         gone_layers = self.protocol.space.gone_layers
-        if self.protocol.space.kinds:
+        if self.protocol.by_sublayers:
             candidates = (candidate.sublayers for candidate in candidates)
         return count_work(candidates, closed_form=not self.shape.shares_maps, gone_layers=gone_layers)
 

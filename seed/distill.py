@@ -179,7 +179,7 @@ def open_model(
                 anatomy=Anatomy(fsdp.empty(anatomy.model)),
                 grafted=None if grafted is None else Anatomy(fsdp.empty(grafted.model)),
             )
-            if session.by_sublayers:  # an empty model cannot be run to see it
+            if session.has_parts:  # an empty model cannot be run to see it
                 instruments.anatomy.num_outputs = anatomy.num_outputs
     return session, instruments
 
@@ -243,7 +243,7 @@ def distill_chosen(
     from seed.stages.latency_table import LatencyTable, measure_latency
     from seed.stages.study_record import use_measured
 
-    if session.by_sublayers:  # where the latency of what was not on the frontier is only predicted
+    if session.has_parts:  # where the latency of what was not on the frontier is only predicted
         table = LatencyTable(session, measure=functools.partial(measure_latency, session), say=terminal.say)
         table.time_predicted([one.evaluation for one in chosen])
         chosen = list(use_measured(chosen, table.measured))

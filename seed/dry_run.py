@@ -162,7 +162,7 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
             trust_remote_code=source.trust_remote_code,
         )
     )
-    shape, speed, gains = measure(
+    shape, speed, (gains, by_sublayers) = measure(
         small,
         whole,
         space=space,
@@ -176,6 +176,7 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
         config=text,
         space=space,
         gains=gains,
+        by_sublayers=by_sublayers,
         dtype=dtype,
         device=reference.name,
         mixed_precision=reference.computes_bfloat16,
@@ -206,18 +207,19 @@ def measure(
     dtype: torch.dtype,
     stored_dtype: torch.dtype,
     window_tokens: int,
-) -> tuple[Shape, Speed, dict[int, float] | None]:
-    """A model's shape, how fast its parts are (timed on its few layers, or assumed), and what closed form needs; None: it is not available."""
+) -> tuple[Shape, Speed, tuple[dict[int, float] | None, bool]]:
+    """A model's shape, how fast its parts are (timed on its few layers, or assumed), and what ``find_gains`` finds."""
     few = torch.arange(64 if elsewhere is None else FEW_TOKENS, device=small.device)
     tokens_BT = few.remainder(small.config.vocab_size)[None]
-    gains = sessions.measure_gains_of(space, small, tokens_BT)
+    found = sessions.find_gains(space, small, tokens_BT)
+    gains, _ = found
     asked: dict[str, Any] = {"whole": whole, "dtype": dtype, "stored_dtype": stored_dtype, "for_gpu": True}
     if elsewhere is None:
         shape, speed = cost.measure_parts(small, window_tokens=window_tokens, gains=gains, trains=False, **asked)
-        return shape, speed, gains
+        return shape, speed, found
     gpu_bytes = int(elsewhere.num_bytes) if elsewhere.kind == "cuda" else 0
     shape = cost.measure_shape(small, tokens_BT, closed_form=gains is not None, gpu_bytes=gpu_bytes, **asked)
-    return shape, assume_speed(elsewhere, shape, window_tokens=window_tokens), gains
+    return shape, assume_speed(elsewhere, shape, window_tokens=window_tokens), found
 
 
 def read_config(source: ModelSource, settings: StudyConfig) -> Any:

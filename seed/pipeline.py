@@ -39,7 +39,7 @@ from seed.records import DenseResult, Frontier, FrontierMember, SearchSpace
 from seed.reporting.wording import count_things
 from seed.results import StudyResult
 from seed.scores import ScoreStore
-from seed.sessions import Session, measure_gains_of
+from seed.sessions import Session
 from seed.speed import Speed
 from seed.stages import (
     baselines,
@@ -110,8 +110,6 @@ def open_session(
             return time_budget.keep_numbers(filled, read_plan(study))
         if device.type != executor.reference.type:
             return filled
-        tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
-        original = dataclasses.replace(original, gains=measure_gains_of(original.space, anatomy, tokens))
         shape, speed = cost.measure_parts(
             anatomy,
             whole=anatomy.model,
@@ -365,7 +363,7 @@ class Pipeline:
     def choose_frontier(self) -> Frontier:
         """Write down what goes on to distillation."""
         space, frontier = self.trials.space, self.select_members()
-        while self.session.by_sublayers and self.table.time_predicted([one.evaluation for one in frontier.members]):
+        while self.session.has_parts and self.table.time_predicted([one.evaluation for one in frontier.members]):
             frontier = self.select_members()
         study_dir.write_record(self.study.frontier, frontier)
         scored, num_members = (

@@ -86,6 +86,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     device: str
     dtype: str
     rng_seed: int
+    by_sublayers: bool = False  # closed form walks attention and MLP in turn, and fits both
 
     @property
     def cached_tokens(self) -> int:

@@ -49,6 +49,7 @@ class Original:
     config: Any  # of its text
     space: SearchSpace
     gains: dict[int, float] | None  # what closed form needs; None: it is not available for this family
+    by_sublayers: bool  # are these of attention and MLP in turn, rather than of whole layers?
     dtype: torch.dtype
     device: str  # the name of that which it is measured on
     mixed_precision: bool
@@ -169,6 +170,7 @@ def fix_protocol(settings: StudyConfig, original: Original, streams: dict[str, S
         "recovery": recovery.name,
         "device": original.device,
         "dtype": spell_dtype(original.dtype),
+        "by_sublayers": original.by_sublayers,
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
     protocol = msgspec.convert(told | settled, Protocol)

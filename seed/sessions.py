@@ -83,7 +83,7 @@ class Session:
         )
 
     @property
-    def by_sublayers(self) -> bool:
+    def has_parts(self) -> bool:
         """Do attention and MLP go alone?"""
         return bool(self.protocol.space.kinds)
 
@@ -137,7 +137,7 @@ def open_for_search(
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
         say: is told what takes seconds.
-        fit: chooses what text there is time for, once the model is opened; what closed form needs is not measured by then.
+        fit: chooses what text there is time for, once the model is opened.
     """
     source = find_source(settings)
     location = source.location
@@ -152,12 +152,14 @@ def open_for_search(
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
+    gains, by_sublayers = find_gains(space, anatomy, make_few(anatomy))
     local = location == "demo" or is_local(location)
     original = Original(
         source=source,
         config=anatomy.config,
         space=space,
-        gains=None,
+        gains=gains,
+        by_sublayers=by_sublayers,
         dtype=teacher.dtype,
         device=reference.name,
         mixed_precision=choose_precision(study, reference),
@@ -168,7 +170,6 @@ def open_for_search(
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
-    original = replace(original, gains=measure_gains_of(space, anatomy, take_few(streams)))
     protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
     return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
@@ -204,7 +205,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     if protocol.start is not None:
         require_same_weights(protocol.start, protocol.start_sha256, study=study)
     is_trusted = read_plan(study).trusts_closed_form
-    gains = measure_gains_of(protocol.space, anatomy, take_few(streams)) if is_trusted else None
+    gains = measure_gains_by(anatomy, make_few(anatomy), protocol.by_sublayers) if is_trusted else None
     return _make_session(study, protocol, teacher, anatomy, streams, gains)
 
 
@@ -214,7 +215,7 @@ def move(session: Session, device: torch.device, *, study: StudyFolder) -> Sessi
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
     gains = session.gains
     if gains is not None:  # whether there are any is decided; ``prove_closed_form`` says whether that holds here
-        gains = measure_gains_of(session.protocol.space, anatomy, take_few(session.streams)) or gains
+        gains = measure_gains_by(anatomy, make_few(anatomy), session.protocol.by_sublayers) or gains
     return replace(
         session,
         folder=study,
@@ -278,7 +279,7 @@ def prove(session: Session) -> None:
         tokens,
         scratch=session.folder.work,
         dtype=session.dtype,
-        by_sublayers=session.by_sublayers,
+        by_sublayers=session.has_parts,
     )
 
 
@@ -294,7 +295,7 @@ def prepare_instruments(session: Session) -> Instruments:
         micro_batch=session.micro_batch,
         stored_dtype=session.teacher.stored_dtype,
         grafted=session.grafted,
-        by_sublayers=session.by_sublayers,
+        by_sublayers=session.protocol.by_sublayers,
     )
 
 
@@ -375,25 +376,35 @@ def _make_session(
     )
 
 
-def take_few(streams: dict[str, TokenStream]) -> torch.Tensor:
+def make_few(anatomy: Anatomy) -> torch.Tensor:
     """Tokens enough to see how a model is made (B, T)."""
-    return streams["recovery"].tokens_NT[:2, :64]
+    return torch.arange(64, device=anatomy.device).remainder(anatomy.config.vocab_size)[None]
 
 
-def measure_gains_of(space: SearchSpace, anatomy: Anatomy, tokens_BT: torch.Tensor) -> dict[int, float] | None:
-    """What closed form needs to know of the parts that go in this space: see ``measure_gains``.
+def find_gains(space: SearchSpace, anatomy: Anatomy, tokens_BT: torch.Tensor) -> tuple[dict[int, float] | None, bool]:
+    """What closed form needs to know of a model (``measure_gains``), and whether by attention and MLP in turn, which recovers more.
 
     Raises:
-        SpaceError: attention and MLP of this model cannot go alone.
+        SpaceError: attention and MLP are to go alone, and cannot in this model.
     """
-    tokens_BT = tokens_BT.to(anatomy.device)
-    if space.kinds and (reason := prove_sublayers(anatomy, tokens_BT)):
+    if space.gone_layers:  # of which nothing is left that could be walked so
+        return measure_gains_by(anatomy, tokens_BT, False), False
+    reason = prove_sublayers(anatomy, tokens_BT.to(anatomy.device))
+    if space.kinds and reason:
         raise SpaceError(
             f"--parts {spell_parts(space.kinds)}: cannot go alone in this {anatomy.config.model_type} model, since {reason}. Leave --parts out: "
             "whole layers can."
         )
-    walked = SublayerAnatomy(anatomy.model) if space.kinds else anatomy
-    return measure_gains(walked, walked.trace(tokens_BT))
+    gains = None if reason else measure_gains_by(anatomy, tokens_BT, True)
+    if gains is None and not space.kinds:
+        return measure_gains_by(anatomy, tokens_BT, False), False
+    return gains, True
+
+
+def measure_gains_by(anatomy: Anatomy, tokens_BT: torch.Tensor, by_sublayers: bool) -> dict[int, float] | None:
+    """What closed form needs to know of a model, by attention and MLP in turn or by whole layers: see ``measure_gains``."""
+    walked = SublayerAnatomy(anatomy.model) if by_sublayers else anatomy
+    return measure_gains(walked, walked.trace(tokens_BT.to(anatomy.device)))
 
 
 def _name_processor() -> str:

@@ -22,6 +22,7 @@ from seed.models.anatomy import Absent
 from seed.models.provenance import read_provenance
 from seed.records import DistillResult, Frontier, Latency
 from seed.reporting.result_line import JudgedLine
+from seed.results import compute_result
 from seed.search import find_frontier, search
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
@@ -229,11 +230,10 @@ def test_it_is_judged_without_what_is_gone_and_as_a_draft(searched: Searched) ->
 
 
 def test_the_card_says_how_it_is_opened(searched: Searched) -> None:
-    [result, *_] = [one for one in searched.record.distilled if one.candidate.lacking]
-    assert isinstance(result, DistillResult)
-    card = (searched.folder.model(result.key) / "README.md").read_text(encoding="utf-8")
+    [model, *_] = [one for one in compute_result(searched.record).best if one.candidate.lacking]
+    card = (searched.folder.model(model.key) / "README.md").read_text(encoding="utf-8")
     assert "seed.load(" in card
     assert "As a draft of the original" in card
     page = searched.folder.report.read_text(encoding="utf-8")
     assert "model = seed.load(" in page
-    assert f"models/{result.key} --format mlx" in page
+    assert f"models/{model.key} --format mlx" in page

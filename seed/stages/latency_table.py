@@ -49,11 +49,11 @@ class LatencyTable:
     @property
     def is_complete(self) -> bool:
         """Are there no more structures than depths? Models with several kinds of layers have more."""
-        return len(self.session.anatomy.layer_kinds) == 1 and not self.session.by_sublayers
+        return len(self.session.anatomy.layer_kinds) == 1 and not self.session.has_parts
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
-        if self.session.by_sublayers:
+        if self.session.has_parts:
             self._predict([])
             on_structure("attention and MLP")
             return
@@ -70,7 +70,7 @@ class LatencyTable:
 
         Where attention and MLP go alone there are too many structures to time: a few are, and others predicted from them.
         """
-        if self.session.by_sublayers:
+        if self.session.has_parts:
             return self._predict(candidates)
         for candidate in candidates:
             structure = timing.name_structure(self.session.anatomy, candidate)
@@ -136,7 +136,7 @@ def count_layers(structure: str) -> int:
 
 def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
-    if len(session.anatomy.layer_kinds) > 1 or session.by_sublayers or not table:
+    if len(session.anatomy.layer_kinds) > 1 or session.has_parts or not table:
         return table
     names = list(table)
     smoothed = timing.smooth_over_depth([table[name] for name in names], list(map(count_layers, names)))
