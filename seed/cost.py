@@ -231,7 +231,7 @@ class Estimator:
         tokens, space, speed = self.protocol.calibration_tokens, self.protocol.space, self.speed
         gaps = min(MOST_GAPS, space.more_dropped[-1]) * len(list_parts(space))
         gaps = min(gaps, space.more_dropped[-1] * (trials or gaps))
-        maps = (1 + REACH) * gaps
+        maps = (1 + REACH * self.per_layer) * gaps
         return tokens * speed.forward + maps * (tokens * speed.layer + self.price_fit()) / self.per_layer
 
     def price_closed_form(self) -> float:

@@ -20,7 +20,7 @@ from seed.proxy.importance import (
     measure_magnitude,
     measure_taylor,
 )
-from seed.proxy.shared_maps import REACH, shares_maps
+from seed.proxy.shared_maps import find_reach, shares_maps
 from seed.proxy.subset_walker import (
     TrieWork,
     count_kept,
@@ -225,7 +225,11 @@ class BudgetedScorer:
     def _price_maps(self, new: Sequence[Candidate]) -> float:
         """What the maps of gaps cost that no candidate had before; the first pays for the dense model's states, too."""
         gaps = {gap for candidate in new for gap in self._list_gaps(candidate)} - self._mapped
-        fits = len(gaps) * (1 + REACH) * (self.prices.calibration_tokens + self.prices.fit + self.prices.solve)
+        fits = (
+            len(gaps)
+            * (1 + find_reach(self.anatomy))
+            * (self.prices.calibration_tokens + self.prices.fit + self.prices.solve)
+        )
         return fits + (0.0 if self._mapped else self.prices.trace)
 
     def _list_gaps(self, candidate: Candidate) -> list[Edge]:

@@ -1,6 +1,6 @@
 """Closed-form recovery by maps around each gap, fitted on the dense model's own states and shared by all candidates.
 
-The layer before a gap is changed so that its output matches the dense model's state behind the gap, and the next layers behind it so
+The layer before a gap is changed so that its output matches the dense model's state behind the gap, and the next two behind it so
 that theirs do, as if there were no other gap; where maps of several gaps meet in a layer they are added. A candidate then costs no
 more than without recovery, and there is calibration text enough for wide projections.
 
@@ -29,13 +29,18 @@ SINK_WEIGHT = 30.0
 LARGEST_WEIGHT = 4.0  # of small states
 MAP_BYTES = 4 * 10**9
 BEFORE_ALL = -1  # in a gap's place of the layer before it: there is none
-REACH = 2  # layers behind a gap that have maps, too
+REACH = 2  # whole layers behind a gap that have maps, too
 
 
 def shares_maps(anatomy: Anatomy) -> bool:
     """Has closed form maps that candidates share? Behind norms always; and where fits for each candidate would be most of its time."""
     found = [anatomy.find_output_projection(layer) for layer in range(anatomy.num_layers)]
     return any(isinstance(one, NormedProjection) or (one is not None and one.num_inputs > WIDE) for one in found)
+
+
+def find_reach(anatomy: Anatomy) -> int:
+    """Steps behind a gap that have maps: of whole layers, or of attention and MLP in turn."""
+    return REACH * anatomy.num_layers // len(anatomy.layers)
 
 
 class SharedMaps:
@@ -46,6 +51,7 @@ class SharedMaps:
     ) -> None:
         """``uncut_states``: by batch of calibration text, then by layer (B, T, D)."""
         self.anatomy, self.uncut_states, self.gains = anatomy, uncut_states, gains
+        self.reach = find_reach(anatomy)
         self.sinks = [torch.stack([measure_ratio(state) for state in states]).amax(0) > SINK for states in uncut_states]
         self.maps: dict[Edge, dict[int, Correction]] = {}
         self.or_none = True  # is a map left out that makes held-out text worse?
@@ -60,7 +66,7 @@ class SharedMaps:
 
     def add_up(self, layer: int, gaps: Iterable[Edge]) -> Correction | None:
         """What a layer writes in addition, where these gaps come before it or next; None: nothing."""
-        near = [(before, behind) for before, behind in gaps if layer == before or behind <= layer < behind + REACH]
+        near = [(before, behind) for before, behind in gaps if layer == before or behind <= layer < behind + self.reach]
         found = [maps[layer] for maps in map(self.find, near) if layer in maps]
         return functools.reduce(_add, found) if found else None
 
@@ -72,7 +78,7 @@ class SharedMaps:
         """Fit layers one after another, each on what those before it make of the calibration text."""
         hidden = [states[max(0, before)] for states in self.uncut_states]
         found: dict[int, Correction] = {}
-        for layer in (before, *range(behind, min(behind + REACH, self.anatomy.num_layers))):
+        for layer in (before, *range(behind, min(behind + self.reach, self.anatomy.num_layers))):
             if layer not in self.gains:  # gone already, or before all
                 continue
             place = behind if layer == before else layer + 1
