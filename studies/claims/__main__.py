@@ -27,7 +27,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recovery import RECOVERIES
 from seed.reporting.document import show_findings, write_findings
-from seed.sessions import Session
+from seed.sessions import Session, make_few, measure_gains_by
 from seed.stages import latency_table, students
 from seed.stages.students import Member
 from studies.claims.page import tell_claims
@@ -339,7 +339,9 @@ def enter_stage(opened: Opened, candidate: Candidate, recovered: nn.Module) -> S
     The original stays the teacher and the base of every ratio. Scores are held in memory: they are of other weights.
     """
     exported = cast_weights(recovered, opened.session.teacher.stored_dtype)
-    return Sweep(replace(opened.sweep.instruments, grafted=graft(opened.session.anatomy, exported, candidate)))
+    anatomy, instruments = opened.session.anatomy, opened.sweep.instruments
+    gains = instruments.gains and measure_gains_by(anatomy, make_few(anatomy), False)  # of whole layers: some are gone
+    return Sweep(replace(instruments, grafted=graft(anatomy, exported, candidate), gains=gains, by_sublayers=False))
 
 
 def choose_next(stage: Sweep, gone: Candidate, *, num_dropped: int) -> Candidate:
