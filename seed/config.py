@@ -62,6 +62,12 @@ BITS = Kind(
     f"some of {', '.join(map(str, GGML_TYPES))}, such as 8,4",
     "N,N",
 )
+FLOORS = Kind(
+    lambda text: tuple(filter(None, map(str.strip, text.split(",")))),
+    lambda floors: bool(floors) and all(0 < float(one.partition("=")[2]) <= 1 for one in floors),
+    "tasks with a share of the dense model's score, such as arc_easy=0.95,hellaswag=0.9",
+    "NAME=SHARE",
+)
 Value = TypeVar("Value")
 
 
@@ -131,6 +137,28 @@ class LatencySection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskSection:
+    """Tasks of lm-eval, beside the dense model (pip install 'seed-search[tasks]')."""
+
+    tasks: tuple[str, ...] | None = option("such as arc_easy,hellaswag; lm-eval ls tasks lists them", kind=NAMES)
+    task_limit: int | None = option("the first N documents of each task (default: all)")
+    task_batch: int | None = option("requests at once (default: 8 on the CPU, as many as fit on a GPU)")
+    include_path: Path | None = typed("task files of your own; functions that they name are run", metavar="DIR")
+    confirm_unsafe_code: bool = typed("also tasks that run code which the model writes", False)
+
+    def check_tasks(self) -> None:
+        """Raise where something is said about tasks, and none is named.
+
+        Raises:
+            SeedError: naming it.
+        """
+        told = ("task_limit", "task_batch", "include_path", "confirm_unsafe_code", "min_task")
+        for name in told:
+            if not self.tasks and getattr(self, name, None) not in (None, False):
+                raise SeedError(f"{spell_flag(name)}: no task is named. Add --tasks NAMES, or leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverySection:
     """Recovery: distillation, short and full."""
 
@@ -153,6 +181,9 @@ class RecoverySection:
         "judge final models also with weights of 8, 5 or 4 bits, as llama.cpp stores them", kind=BITS
     )
     eval_command: str | None = typed("your own judge: gets a model's directory, prints a number", metavar="CMD")
+    min_task: tuple[str, ...] | None = option(
+        "of --tasks: recommend no model that keeps less of the dense one's score", kind=FLOORS
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +220,15 @@ SECTIONS: dict[str, type] = {
     "data": DataSection,
     "recovery": RecoverySection,
     "latency": LatencySection,
+    "tasks": TaskSection,
     "search": SearchSection,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
+class Settings(
+    ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, TaskSection, SearchSection, RunSection
+):
     """All that can be told."""
 
 
@@ -223,6 +257,7 @@ class StudyConfig(Settings):
         for name, is_given in (
             ("--eval-command", bool(self.eval_command)),
             ("--bits", bool(self.bits)),
+            ("--tasks", bool(self.tasks)),
             (f"--replicas {self.replicas}", self.replicas > 1),
             ("--width-baseline", self.width_baseline),
         ):
@@ -233,6 +268,7 @@ class StudyConfig(Settings):
                 "--width-baseline: is cut from the original and would get fewer tokens than a model that goes on from --start. "
                 "Leave one out."
             )
+        self.check_tasks()
         self._check_recovery()
         self._check_parts()
         self._check_stages()
@@ -270,6 +306,11 @@ class StudyConfig(Settings):
     def chosen_recovery(self) -> Recovery:
         """How students are trained: as asked, by low-rank updates where a rank is given, else by distillation."""
         return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Shares of the dense model's score that a model must keep to be recommended, by task."""
+        return {name.strip(): float(share) for name, _, share in (one.partition("=") for one in self.min_task or ())}
 
     @property
     def trains_all(self) -> bool:

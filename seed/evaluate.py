@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import plans, resolve
-from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
-from seed.config import LatencySection, StudyConfig
+from seed.cli import argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
+from seed.config import LatencySection, StudyConfig, TaskSection
 from seed.console import Terminal, answer, run_command
 from seed.errors import ModelError, SeedError
 from seed.models.provenance import find_damage, find_origin, refuse_damaged
@@ -48,18 +48,7 @@ EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskOptions:
-    """Tasks of lm-eval, besides (pip install 'seed-search[tasks]')."""
-
-    tasks: tuple[str, ...] | None = option("such as arc_easy,hellaswag; lm-eval ls tasks lists them", kind=NAMES)
-    task_limit: int | None = option("the first N documents of each task (default: all)")
-    task_batch: int | None = option("requests at once (default: 8 on the CPU, as many as fit on a GPU)")
-    include_path: Path | None = option("task files of your own; functions that they name are run")
-    confirm_unsafe_code: bool = option("also tasks that run code which the model writes", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(TaskOptions, LatencySection):
+class EvaluateCommand(TaskSection, LatencySection):
     """Perplexity and latency of checkpoints.
 
     In a study, what is not told is as in its search.
@@ -178,8 +167,9 @@ def judge_subject(
     name: str, subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal
 ) -> JudgedLine:
     """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one; say what was found."""
-    from seed.evaluation.tasks import compare_scores, score_tasks
+    from seed.evaluation.tasks import score_tasks
     from seed.models.checkpoint import measure_size
+    from seed.optimize.analysis import compare_scores
 
     judged, dense, stream = subject.judged, subject.dense, subject.stream
     with terminal.stage(f"judging {subject.name}", total=2, is_share=True) as advance:
@@ -426,10 +416,8 @@ def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
     Raises:
         SeedError: they cannot be run as asked.
     """
+    args.check_tasks()
     if not args.tasks:
-        for name in ("task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
-            if getattr(args, name) not in (None, False):
-                raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
         return None
     quiet_libraries()
     from seed.evaluation.tasks import open_tasks

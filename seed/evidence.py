@@ -15,6 +15,7 @@ from seed.records import (
     PackedByKey,
     Record,
     SearchSpace,
+    TaskScore,
     TrialRecord,
     WidthCut,
 )
@@ -109,6 +110,8 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
     is_running: bool = False  # the search goes on, and all this may change
     packed: PackedByKey = msgspec.field(default_factory=dict)  # with weights of fewer bits
+    tasks: dict[str, tuple[TaskScore, ...]] = msgspec.field(default_factory=dict)  # by key
+    floors: dict[str, float] = msgspec.field(default_factory=dict)  # of tasks: see TaskRecord
 
 
 WIDTH = "uniform_width"  # beside strategies: all layers kept, each cut evenly to the size of a depth

@@ -7,7 +7,7 @@ What each step does is its own module's business; where the model is run, the ex
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import torch
@@ -21,6 +21,7 @@ from seed.console import Terminal
 from seed.cost import Estimator, Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
+from seed.evaluation.tasks import TaskSet, open_asked
 from seed.evaluator import InProcess, Proofs, open_executor
 from seed.evidence import StudyRecord
 from seed.executor import Executor
@@ -70,6 +71,7 @@ def run(settings: StudyConfig, terminal: Terminal, *, began: float) -> StudyReco
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
     device = read_plan(study).protocol.device if study.plan.exists() else None
+    tasks = open_asked(settings) if settings.tasks else {}
     with contextlib.ExitStack() as held, open_executor(settings, say=terminal.say, device=device) as executor:
         is_new = not study.root.exists()
         if not is_new:  # else it is made once there is something to write
@@ -85,7 +87,7 @@ def run(settings: StudyConfig, terminal: Terminal, *, began: float) -> StudyReco
                 )
         with ScoreStore(study.scores) as store:
             held.callback(clock.save)
-            record = Pipeline(terminal, filled, executor, session, plan, store, clock).run()
+            record = Pipeline(terminal, filled, executor, session, plan, store, clock, tasks=tasks).run()
         is_done = len(record.distilled) >= len(record.frontier.members) * settings.distill
         if is_done or not clock.has_room(0):
             study_record.save_finished(study, settings, model=session.teacher.directory)
@@ -191,8 +193,11 @@ class Pipeline:
         plan: SearchPlan,
         store: ScoreStore,
         clock: Clock,
+        *,
+        tasks: Mapping[str, TaskSet],
     ) -> None:
-        self.terminal, self.settings, self.executor = terminal, settings, executor
+        """``tasks``: opened, by the names that they were asked by."""
+        self.terminal, self.settings, self.executor, self.tasks = terminal, settings, executor, tasks
         self.session, self.study, self.plan, self.store = session, session.folder, plan, store
         self.clock = clock
 
@@ -451,6 +456,9 @@ class Pipeline:
             )
         if self.settings.bits:
             self.judge_packed(self.settings.bits)
+        if self.tasks:
+            models, _ = study_record.read_results(self.study)
+            judging.judge_by_tasks(session, models, self.tasks, floors=self.settings.floors, say=terminal.say)
 
     def judge_packed(self, bits: Sequence[int]) -> None:
         """Judge the original and all distilled models with weights of fewer bits, too."""

@@ -225,6 +225,30 @@ class TaskScore(Record, frozen=True, kw_only=True):
     difference_standard_error: float | None = None  # paired by document
 
 
+class MetricScore(Record, frozen=True, kw_only=True):
+    """One metric of one task on one model, with each document's share where the metric is their mean."""
+
+    score: TaskScore
+    by_document: tuple[float, ...] | None
+
+
+class TaskRun(Record, frozen=True, kw_only=True):
+    """What a name that lm-eval knows, of a task or of several, gave on one checkpoint."""
+
+    name: str
+    limit: int | None  # documents of each task; None: all
+    files_sha256: str | None  # of the user's own task files; None: there were none
+    provenance_sha256: str | None  # of the checkpoint; None: the dense model
+    scores: tuple[MetricScore, ...]
+
+
+class TaskRecord(Record, frozen=True, kw_only=True):
+    """Tasks on the dense model and the final ones."""
+
+    floors: dict[str, float]  # by task: the share of the dense model's score that a model must keep to be recommended
+    runs: dict[str, tuple[TaskRun, ...]]  # by the model's key
+
+
 class ScoreRow(Record, frozen=True, kw_only=True):
     """A score by document. The first of a study is the dense model's, with the tokens counted."""
 

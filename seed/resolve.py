@@ -130,7 +130,7 @@ def typed_command(settings: StudyConfig) -> str:
     """The command that says the same, but for what only files and Python can say."""
     typed = {name: value for name, value in settings.list_typed().items() if OPTIONS[name][0].help is not None}
     times = {name: spell_seconds(value) for name, value in typed.items() if OPTIONS[name][1].metavar == SECONDS.metavar}
-    lists = {name: ",".join(map(str, typed[name])) for name in ("parts", "bits") if name in typed}
+    lists = {name: ",".join(map(str, typed[name])) for name in ("parts", "bits", "tasks", "min_task") if name in typed}
     return spell_command("seed.search", typed | times | lists)
 
 

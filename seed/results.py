@@ -3,6 +3,7 @@
 Terminal, ``--json``, page and dashboard read it; nothing is drawn or worded here.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +11,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from seed.evidence import Replication, StudyRecord
-from seed.records import DENSE, Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
-from seed.stats import reach_over_documents
+from seed.records import (
+    DENSE,
+    Candidate,
+    DistillResult,
+    Estimate,
+    Evaluation,
+    Latency,
+    Quality,
+    Size,
+    TaskScore,
+    WidthCut,
+)
+from seed.stats import reach_over_documents, student_t
 
 MOST_AHEAD = 16  # tokens that a draft is expected to write at a time
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
@@ -32,6 +44,8 @@ class Model:
     num_distilled: int  # 0: as the proxy sees it
     unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
     user_score: float | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    keeps_tasks: bool = True  # as much of the dense model's scores as was asked for
 
     @property
     def depth(self) -> float:
@@ -112,7 +126,9 @@ class StudyResult:
 
 def compute_result(record: StudyRecord) -> StudyResult:
     """Compute what a study found."""
-    distilled = tuple(take_distilled(result, record.replications.get(result.key)) for result in record.distilled)
+    distilled = tuple(
+        judge_tasks(take_distilled(result, record.replications.get(result.key)), record) for result in record.distilled
+    )
     proxy, members = record.frontier.proxy, record.frontier.members
     frontier = tuple(take_scored(one.evaluation, proxy=proxy) for one in members)
     best = choose_best(record, distilled, frontier)
@@ -161,6 +177,40 @@ def list_stored(record: StudyRecord, distilled: Sequence[Model]) -> tuple[Stored
     ratios = [one.ppl_ratio.value or math.inf for one in found]
     best = [ratio < min(ratios[:place], default=math.inf) for place, ratio in enumerate(ratios)]
     return tuple(replace(one, is_best=is_best) for one, is_best in zip(found, best, strict=True))[::-1]
+
+
+def judge_tasks(model: Model, record: StudyRecord) -> Model:
+    """Return the model with its scores of tasks, and whether they are as good as was asked for."""
+    scores = record.tasks.get(model.key, ())
+    bound = [(score, record.floors[score.task]) for score in choose_metrics(scores) if score.task in record.floors]
+    return replace(model, tasks=scores, keeps_tasks=all(itertools.starmap(keeps_share, bound)))
+
+
+def keeps_share(score: TaskScore, share: float) -> bool:
+    """Does a model keep so much of the dense model's score? Of a score that should be low, it may exceed it by as much."""
+    if score.dense_value is None:
+        return False
+    if score.higher_is_better is False:
+        return share * score.value <= score.dense_value
+    return score.value >= share * score.dense_value
+
+
+def choose_metrics(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """Return the score that each task is known by: accuracy by length where it has that, else its first."""
+    chosen: dict[str, TaskScore] = {}
+    for score in scores:
+        if score.task not in chosen or score.metric == "acc_norm":
+            chosen[score.task] = score
+    return list(chosen.values())
+
+
+def read_difference(score: TaskScore) -> Estimate:
+    """Return what a score is above the dense model's, with its 95 % interval over documents."""
+    error, value = score.difference_standard_error, score.difference
+    if error is None or value is None:
+        return Estimate(value=value, low=None, high=None)
+    reach = student_t(score.documents - 1) * error
+    return Estimate(value=value, low=value - reach, high=value + reach)
 
 
 def take_distilled(result: DistillResult, replication: Replication | None = None) -> Model:
@@ -213,7 +263,7 @@ def choose_best(record: StudyRecord, distilled: Sequence[Model], frontier: Seque
 def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
     """Return which model to ship within a margin, in per cent."""
     limit = 1 + margin / 100
-    within = [one for one in best if _read_ratio(one) <= limit]
+    within = [one for one in best if one.keeps_tasks and _read_ratio(one) <= limit]
     surely = [one for one in within if one.latency.ratio_high is not None and one.latency.ratio_high < 1]
     faster = surely or [
         one for one in within if one.latency.ratio < 1
@@ -228,7 +278,7 @@ def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
 
 def recommend_faster(best: Sequence[Model], *, speedup: float) -> Model | None:
     """Return the model that loses the least perplexity of those that are faster than the dense model, at least so many times."""
-    fast = [one for one in best if one.latency.ratio < 1 and one.latency.ratio * speedup <= 1]
+    fast = [one for one in best if one.keeps_tasks and one.latency.ratio < 1 and one.latency.ratio * speedup <= 1]
     return min((one for one in fast if one.ppl_ratio.value is not None), key=_read_ratio, default=None)
 
 

@@ -53,6 +53,7 @@ class StudyFolder:
         self.scores = root / "scores.sqlite"
         self.gain = root / "gain.json"
         self.bits = root / "bits.json"
+        self.tasks = root / "tasks.json"
         self.fidelity = root / "fidelity.json"
         self.comparison = root / "compare.json"
         self.recoveries = root / "recoveries.json"

@@ -83,6 +83,10 @@ Write = Callable[..., Path]
         ({"width_baseline": True, "distill": False}, "--width-baseline"),
         ({"bits": (8,), "distill": False}, "--bits"),
         ({"bits": (8, 3)}, "--bits (8, 3)"),
+        ({"tasks": ("arc_easy",), "distill": False}, "--tasks"),
+        ({"min_task": ("arc_easy=0.9",)}, "--min-task"),
+        ({"tasks": ("arc_easy",), "min_task": "arc_easy=2"}, "--min-task arc_easy=2"),
+        ({"tasks": ("arc_easy",), "min_task": "arc_easy"}, "--min-task arc_easy"),
         ({"width_baseline": True, "start": "/models/drop-1"}, "--width-baseline"),
     ],
 )

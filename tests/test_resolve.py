@@ -30,6 +30,8 @@ SAMPLES: dict[str, Any] = {  # of options that take only some values
     "dtype": "bfloat16",
     "parts": ("attention", "mlp"),
     "bits": (8, 4),
+    "tasks": ("arc_easy", "hellaswag"),
+    "min_task": ("arc_easy=0.95", "hellaswag=0.9"),
     "sampler": "nsgaii",
     "proxy": "short-distillation",
     "recovery": "last-layers",
@@ -40,7 +42,10 @@ SAMPLES: dict[str, Any] = {  # of options that take only some values
     "ce_share": 0.5,
     "storage": "postgresql://me@host/studies",
 }
-TOGETHER = {"stages": {"max_dropped": None}, "one_shot": {"stages": "1+1"}}
+TOGETHER = {"stages": {"max_dropped": None}, "one_shot": {"stages": "1+1"}} | {
+    name: {"tasks": ("arc_easy",)}
+    for name in ("task_limit", "task_batch", "include_path", "confirm_unsafe_code", "min_task")
+}
 
 
 @pytest.mark.parametrize("name", [name for name, (said, _) in OPTIONS.items() if said.help is not None])

@@ -13,11 +13,16 @@ import pytest
 import torch
 import transformers
 
+from seed.console import Terminal
 from seed.errors import SeedError
 from seed.evaluation import tasks
-from seed.evaluation.tasks import MetricScore
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
+from seed.records import MetricScore
 from seed.reporting.result_line import JudgedLine
+from seed.reporting.result_text import write_result
+from seed.results import compute_result, keeps_share
+from seed.search import search
+from seed.stages import judging, study_record
 from tests.conftest import MakeCheckpoint, make_tokenizer
 from tests.finished import Finished
 from tests.running import error_of, read_line, run_seed
@@ -192,6 +197,65 @@ def test_a_model_of_a_study_is_judged_beside_the_dense_one(
     assert f"toy_choice acc ↑ 0 20 {choice.value:.4f} ± {choice.standard_error:.4f} {choice.dense_value:.4f}" in said
     assert f"tasks: lm-eval asks {path.name}, then the dense model" in said
     assert "lm-eval 0." in said
+
+
+def test_a_search_judges_its_models_by_tasks_each_once(
+    finished_study: Finished, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, study = finished_study.move(tmp_path)
+    shutil.copytree(finished_study.folder.root, study.root)
+    own = Path(shutil.copytree(toys, tmp_path / "own"))
+    asked: list[str] = []
+    score_tasks = judging.score_tasks
+
+    def count(model: object, tokenizer: object, opened: tasks.TaskSet) -> list[MetricScore]:
+        asked.extend(opened.names)
+        return score_tasks(model, tokenizer, opened)
+
+    monkeypatch.setattr(judging, "score_tasks", count)
+    told = settings.change(tasks=("toy_choice",), include_path=own)
+    record = search(told, Terminal(quiet=True))
+    assert asked == ["toy_choice"] * (1 + len(record.distilled))
+    assert record.distilled == finished_study.record.distilled  # none is made again
+    keys = ["dense", *(one.key for one in record.distilled)]
+    assert list(record.tasks) == keys
+    for key in keys[1:]:
+        [found] = record.tasks[key]
+        right, [dense] = choose_by_hand(study.model(key)), record.tasks["dense"]
+        assert found.value == pytest.approx(sum(right) / len(right))
+        assert found.dense_value == dense.value
+        assert found.difference_standard_error is not None
+    # what is asked for besides is all that is run; a floor that no model reaches leaves none to recommend
+    search(told.change(tasks=("toy_choice", "toy_text"), min_task=("toy_text=1", "toy_choice=1")), Terminal(quiet=True))
+    assert asked[len(keys) :] == ["toy_text"] * len(keys)
+    result = compute_result(study_record.gather_record(study))
+    kept = {
+        one.key: all(keeps_share(score, 1.0) for score in one.tasks if score.metric in ("acc", "byte_perplexity"))
+        for one in result.distilled
+    }
+    assert {one.key: one.keeps_tasks for one in result.distilled} == kept
+    assert not all(kept.values())
+    said = re.sub(r"\s+", " ", write_result(result, study=study))
+    assert "none (dense) toy_choice 20" in said
+    assert "Not recommended, since they keep less than 100 % of toy_text and 100 % of toy_choice: without" in said
+    page = study.report.read_text()
+    assert "What tasks say" in page
+    assert "toy_text, byte_perplexity" in page
+    # other task files, other tasks
+    (own / "choice.yaml").write_text((own / "choice.yaml").read_text() + "num_fewshot: 0\n")
+    search(told, Terminal(quiet=True))
+    assert asked[2 * len(keys) :] == ["toy_choice"] * len(keys)
+
+
+def test_a_floor_of_no_task_is_refused_before_anything_is_done(
+    finished_study: Finished, toys: Path, tmp_path: Path
+) -> None:
+    settings, study = finished_study.move(tmp_path)
+    with pytest.raises(SeedError, match=r"--min-task toy_text: no such task is asked for; there are: toy_choice"):
+        search(
+            settings.change(tasks=("toy_choice",), include_path=toys, min_task=("toy_text=0.9",)), Terminal(quiet=True)
+        )
+    assert not study.root.exists()
 
 
 def test_lm_eval_itself_reads_the_directory_and_finds_the_same(finished_study: Finished, toys: Path) -> None:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
+from seed.config import StudyConfig
 from seed.errors import ResourceError, SeedError, first_line, is_offline
-from seed.records import TaskScore
+from seed.models.provenance import hash_file
+from seed.records import MetricScore, TaskScore, hash_text
 from seed.study_dir import is_out_of_memory
 
 CPU_BATCH = 8  # on a GPU lm-eval tries how much fits; on a CPU that would fill the machine's memory
@@ -33,14 +34,12 @@ class TaskSet:
     limit: int | None  # documents of each task
     batch: int | None  # requests at once; None: what the device takes
     allows_unsafe: bool
+    files_sha256: str | None  # of the user's own task files
 
-
-@dataclass(frozen=True, kw_only=True)
-class MetricScore:
-    """One metric of one task on one model, with each document's share where the metric is their mean."""
-
-    score: TaskScore
-    by_document: tuple[float, ...] | None
+    @property
+    def names(self) -> set[str]:
+        """Tasks and groups that get scores."""
+        return {*self.opened["tasks"], *self.opened["groups"]}
 
 
 def require_lm_eval() -> None:
@@ -100,7 +99,37 @@ def open_tasks(
             f"--tasks {', '.join(unsafe)}: runs code that the model writes, with all your rights. Add --confirm-unsafe-code where "
             "that can do no harm, or leave it out."
         )
-    return TaskSet(opened=opened, limit=limit, batch=batch, allows_unsafe=allow_unsafe)
+    return TaskSet(
+        opened=opened,
+        limit=limit,
+        batch=batch,
+        allows_unsafe=allow_unsafe,
+        files_sha256=None if include_path is None else _hash_task_files(include_path),
+    )
+
+
+def open_asked(asked: StudyConfig) -> dict[str, TaskSet]:
+    """Open the tasks that were asked for, by the names they were asked by.
+
+    Raises:
+        SeedError: one cannot be opened, or gives no score that a model could be bound to keep.
+    """
+    opened = {
+        name: open_tasks(
+            [name],
+            include_path=asked.include_path,
+            limit=asked.task_limit,
+            batch=asked.task_batch,
+            allow_unsafe=asked.confirm_unsafe_code,
+        )
+        for name in dict.fromkeys(asked.tasks or ())
+    }
+    known = set[str]().union(*(one.names for one in opened.values()))
+    if strange := sorted(asked.floors.keys() - known):
+        raise SeedError(
+            f"--min-task {strange[0]}: no such task is asked for; there are: {', '.join(sorted(known))}. Name one of these."
+        )
+    return opened
 
 
 def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet) -> list[MetricScore]:
@@ -140,31 +169,10 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet) -> list[MetricScore]
     return list(_read(found))
 
 
-def compare_scores(model: Sequence[MetricScore], dense: Sequence[MetricScore] | None) -> list[TaskScore]:
-    """The scores of a model, beside those of the dense model where it ran the same tasks.
-
-    The standard error of a difference is that of the paired differences by document, which is much smaller than what the
-    two standard errors would give; None where a metric is no mean over documents.
-    """
-    if dense is None:
-        return [one.score for one in model]
-    beside = {(one.score.task, one.score.metric): one for one in dense}
-    pairs = [(one, beside.get((one.score.task, one.score.metric))) for one in model]
-    return [ours.score if theirs is None else _compare(ours, theirs) for ours, theirs in pairs]
-
-
-def _compare(model: MetricScore, dense: MetricScore) -> TaskScore:
-    spread = None
-    if model.by_document is not None and dense.by_document is not None and len(model.by_document) > 1:
-        gaps = np.subtract(model.by_document, dense.by_document)
-        spread = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
-    return msgspec.structs.replace(
-        model.score,
-        dense_value=dense.score.value,
-        dense_standard_error=dense.score.standard_error,
-        difference=model.score.value - dense.score.value,
-        difference_standard_error=spread,
-    )
+def _hash_task_files(include_path: Path) -> str:
+    """A hash of task files and the functions that they name; their data it does not see."""
+    files = sorted(path for path in include_path.rglob("*") if path.suffix in (".yaml", ".yml", ".py"))
+    return hash_text(repr([(str(path.relative_to(include_path)), hash_file(path)) for path in files]))
 
 
 def _refuse_unknown(unknown: Sequence[str], known: Sequence[str], include_path: Path | None) -> SeedError:

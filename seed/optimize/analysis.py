@@ -1,12 +1,25 @@
 """What the scores of a study say: what layers cost, what repeated distillations agree on."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
 from seed.evidence import Equivalence, Replication, Sensitivity, TrainedRun
-from seed.records import DenseResult, DistillResult, Replica, ScoreRow, SearchSpace, read_dropped
+from seed.records import (
+    DENSE,
+    DenseResult,
+    DistillResult,
+    MetricScore,
+    Replica,
+    ScoreRow,
+    SearchSpace,
+    TaskRecord,
+    TaskRun,
+    TaskScore,
+    read_dropped,
+)
 from seed.stats import estimate_ratio, judge_difference
 
 
@@ -55,6 +68,56 @@ def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> 
             )
             found.append(Equivalence(one=other.key, other=best.key, excess=excess, verdict=verdict))
     return tuple(found)
+
+
+def compare_scores(model: Sequence[MetricScore], dense: Sequence[MetricScore] | None) -> list[TaskScore]:
+    """The scores of a model, beside those of the dense model where it ran the same tasks.
+
+    The standard error of a difference is that of the paired differences by document, which is much smaller than what the
+    two standard errors would give; None where a metric is no mean over documents.
+    """
+    if dense is None:
+        return [one.score for one in model]
+    beside = {(one.score.task, one.score.metric): one for one in dense}
+    pairs = [(one, beside.get((one.score.task, one.score.metric))) for one in model]
+    return [ours.score if theirs is None else _compare(ours, theirs) for ours, theirs in pairs]
+
+
+def _compare(model: MetricScore, dense: MetricScore) -> TaskScore:
+    spread = None
+    if model.by_document is not None and dense.by_document is not None and len(model.by_document) > 1:
+        gaps = np.subtract(model.by_document, dense.by_document)
+        spread = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    return replace(
+        model.score,
+        dense_value=dense.score.value,
+        dense_standard_error=dense.score.standard_error,
+        difference=model.score.value - dense.score.value,
+        difference_standard_error=spread,
+    )
+
+
+def list_task_scores(found: TaskRecord, checkpoints: Mapping[str, str | None]) -> dict[str, tuple[TaskScore, ...]]:
+    """The scores of models as they are now, beside the dense model's, by key. ``checkpoints``: hashes of their provenance.
+
+    Only what was run alike on both: a task that the dense model ran later with another limit is that of the later run.
+    """
+    dense = {run.name: run for run in found.runs.get(DENSE, ())}
+    scores: dict[str, tuple[TaskScore, ...]] = {}
+    for key, sha256 in checkpoints.items():
+        runs = [run for run in found.runs.get(key, ()) if run.provenance_sha256 == sha256]
+        alike = [run for run in runs if run.name in dense and is_run_alike(run, dense[run.name])]
+        scores[key] = tuple(
+            score
+            for run in alike
+            for score in compare_scores(run.scores, None if key == DENSE else dense[run.name].scores)
+        )
+    return {key: told for key, told in scores.items() if told}
+
+
+def is_run_alike(one: TaskRun, other: TaskRun) -> bool:
+    """Were the same documents of the same tasks asked?"""
+    return (one.name, one.limit, one.files_sha256) == (other.name, other.limit, other.files_sha256)
 
 
 MAX_LOG_RATIO = 20.0  # a broken model's PPL ratio may be any number

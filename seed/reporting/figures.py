@@ -10,13 +10,16 @@ from seed.reporting.figure_parts import (
     DEPTH_COLORS,
     GREY,
     INK,
+    Dot,
     add_levels,
     choose_color,
     choose_symbol,
     draw_bars,
+    draw_dots,
     find_limit,
     finish_figure,
 )
+from seed.reporting.result_text import name_model
 from seed.reporting.wording import (
     format_bytes,
     format_count,
@@ -26,7 +29,17 @@ from seed.reporting.wording import (
     name_drop,
     name_proxy,
 )
-from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_interval, read_latency_ratio
+from seed.results import (
+    MARGINS,
+    Link,
+    Model,
+    StudyResult,
+    choose_metrics,
+    mark_dropped,
+    read_difference,
+    read_interval,
+    read_latency_ratio,
+)
 
 SHIPPED = "to ship"
 MODEL_HOVER = (
@@ -336,6 +349,19 @@ def draw_sizes(result: StudyResult) -> go.Figure:
     )
 
 
+# ---- tasks
+
+
+def draw_tasks(result: StudyResult) -> go.Figure:
+    """Draw for each task how the distilled models' scores lie to the dense model's."""
+    panels: dict[str, list[Dot]] = {}
+    for model in result.distilled:
+        for score in choose_metrics(model.tasks):
+            dot = Dot(row=name_model(model), estimate=read_difference(score), color=choose_color(model.depth))
+            panels.setdefault(f"{score.task}, {score.metric}", []).append(dot)
+    return draw_dots(panels, title="Tasks", x_title="score less the dense model's", lines=[0.0])
+
+
 def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure that has something to show by its name, in the order in which they are shown everywhere."""
     drawn = {
@@ -344,5 +370,6 @@ def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
         "sensitivity": draw_sensitivity(result),
         "agreement": draw_proxy_against_final(result),
         "sizes": draw_sizes(result),
+        "tasks": draw_tasks(result),
     }
     return {name: figure for name, figure in drawn.items() if figure.data}

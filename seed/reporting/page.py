@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from seed import study_dir
 from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
-from seed.records import DistillResult, TrialRecord
+from seed.records import DistillResult, TaskScore, TrialRecord
 from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figure, render
 from seed.reporting.figures import draw_gallery
@@ -29,6 +29,7 @@ from seed.reporting.result_text import (
     explain_none,
     list_model,
     list_models,
+    list_tasks,
     make_table,
     write_result,
 )
@@ -37,11 +38,21 @@ from seed.reporting.wording import (
     describe_gguf,
     format_bytes,
     format_count,
+    format_interval,
     format_number,
     list_dropped,
     name_proxy,
 )
-from seed.results import MARGINS, Model, StudyResult, expect_drafting, recommend, recommend_faster
+from seed.results import (
+    MARGINS,
+    Model,
+    StudyResult,
+    choose_metrics,
+    expect_drafting,
+    read_difference,
+    recommend,
+    recommend_faster,
+)
 from seed.study_dir import StudyFolder
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
@@ -80,6 +91,7 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         worth=describe_worth(record.gain) if record.gain else "",
         models=make_table(list_models(result)),
         distillations=tabulate_distillations(record.distilled),
+        tasks=make_table(list_tasks(result, all_metrics=True)),
     )
 
 
@@ -134,6 +146,7 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
                 f"{format_count(size.num_params)} parameters; KV cache {format_bytes(size.kv_bytes_per_token)} a token",
             ),
             *list_draft(model),
+            *map(describe_task, choose_metrics(model.tasks)),
             *([("your score", cells["yours"], compared)] if cells["yours"] else []),
         ],
         "continued": list_continuations(model, result),
@@ -151,6 +164,13 @@ def list_draft(model: Model) -> list[tuple[str, str, str]]:
         f"the dense model accepts {100 * accepted:.0f}\u00a0% of what it samples, and writes what it would have written"
     )
     return [("as a draft", describe_drafting(found), more)]
+
+
+def describe_task(score: TaskScore) -> tuple[str, str, str]:
+    """Return a task, its score, and how that lies to the dense model's."""
+    added = "" if score.difference is None else f"; {format_interval(read_difference(score), '+.4f')}"
+    dense = "" if score.dense_value is None else f"dense model {score.dense_value:.4f}"
+    return f"{score.task}, {score.metric}", f"{score.value:.4f}", f"{dense}{added}"
 
 
 def describe_pace(model: Model, record: StudyRecord) -> str:

@@ -46,6 +46,7 @@ class DenseLine(Record, frozen=True, kw_only=True):
     device: str
     num_params: int
     weight_bytes: int
+    tasks: tuple[TaskScore, ...] = ()
 
 
 class ModelLine(Record, frozen=True, kw_only=True):
@@ -61,6 +62,8 @@ class ModelLine(Record, frozen=True, kw_only=True):
     ppl_ratio: Estimate
     unrecovered_ppl_ratio: float | None  # of the same layers without recovery, on the same text; None: not known
     latency_ratio: Estimate
+    tasks: tuple[TaskScore, ...] = ()
+    keeps_tasks: bool = True  # as much of the dense model's scores as --min-task asks for
 
 
 class RecommendedLine(Record, frozen=True, kw_only=True):
@@ -178,7 +181,7 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
         proxy=record.frontier.proxy,
         num_scored=record.frontier.num_scored,
         space_size=record.frontier.space.size,
-        dense=describe_dense(record.dense),
+        dense=describe_dense(record.dense, record.tasks.get(DENSE, ())),
         models=tuple(describe_model(one, study) for one in result.distilled or result.frontier),
         width_baselines=tuple(describe_model(one, study) for one in result.width_baselines),
         recommended=tuple(
@@ -262,7 +265,7 @@ def describe_judged(
     )
 
 
-def describe_dense(dense: DenseResult) -> DenseLine:
+def describe_dense(dense: DenseResult, tasks: Sequence[TaskScore] = ()) -> DenseLine:
     """Return what a line says of the original model."""
     return DenseLine(
         test_ppl=dense.judged.perplexity,
@@ -271,6 +274,7 @@ def describe_dense(dense: DenseResult) -> DenseLine:
         device=dense.latency.device,
         num_params=dense.size.num_params,
         weight_bytes=dense.size.weight_bytes,
+        tasks=tuple(tasks),
     )
 
 
@@ -287,4 +291,6 @@ def describe_model(model: Model, study: StudyFolder) -> ModelLine:
         ppl_ratio=model.ppl_ratio,
         unrecovered_ppl_ratio=model.unrecovered,
         latency_ratio=read_latency_ratio(model.latency),
+        tasks=model.tasks,
+        keeps_tasks=model.keeps_tasks,
     )

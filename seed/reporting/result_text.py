@@ -10,7 +10,7 @@ import msgspec
 
 from seed.console import Terminal
 from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain
-from seed.records import DenseResult, Latency
+from seed.records import DENSE, DenseResult, Latency
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
@@ -26,7 +26,16 @@ from seed.reporting.wording import (
     name_proxy,
     name_width,
 )
-from seed.results import Model, Recommendation, StudyResult, find_nearest, read_excess, read_speedup
+from seed.results import (
+    Model,
+    Recommendation,
+    StudyResult,
+    choose_metrics,
+    find_nearest,
+    read_difference,
+    read_excess,
+    read_speedup,
+)
 from seed.study_dir import StudyFolder
 
 WIDTH = 80  # characters of a line in a terminal
@@ -116,6 +125,15 @@ def describe_bits(result: StudyResult) -> str:
             f"{len(found)} by {way}, down to {format_bytes(least.weight_bytes)} at {format_interval(added, '+,.1f', unit=PERCENT)} PPL"
         )
     return f"Models that no other beats in both size and perplexity: {'; '.join(told)}."
+
+
+def describe_floors(result: StudyResult) -> str:
+    """Return which models keep too little of the dense model's scores to be recommended; nothing: all keep enough."""
+    failed = [name_model(one) for one in result.best if not one.keeps_tasks]
+    if not failed:
+        return ""
+    asked = join_words([f"{100 * share:g}{PERCENT} of {task}" for task, share in result.record.floors.items()])
+    return f"Not recommended, since they keep less than {asked}: without {'; '.join(failed)}."
 
 
 # ---- what searching bought
@@ -222,6 +240,25 @@ def list_model(model: Model, dense: DenseResult) -> dict[str, str | None]:
     }
 
 
+def list_tasks(result: StudyResult, *, all_metrics: bool) -> list[dict[str, str | None]]:
+    """Return the rows of what tasks gave, the dense model's first: one for each task, or for each of its metrics."""
+    found = [
+        ("none (dense)", result.record.tasks.get(DENSE, ())),
+        *((name_model(one), one.tasks) for one in result.distilled),
+    ]
+    return [
+        {
+            "without layers": name,
+            "task": f"{one.task}, {one.metric}" if all_metrics else one.task,
+            "documents": f"{one.documents:,}",
+            "score": f"{one.value:.4f}",
+            "to dense [95 %]": None if one.difference is None else format_interval(read_difference(one), "+.4f"),
+        }
+        for name, scores in found
+        for one in (scores if all_metrics else choose_metrics(scores))
+    ]
+
+
 # ---- in the terminal, and in Python
 
 
@@ -244,12 +281,15 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
         "" if result.best else NOTHING_SCORED,
         describe_unhelped(result),
         describe_bits(result),
+        describe_floors(result),
         "The machine was busy while speed was measured: at another time it may differ." if result.disturbances else "",
     ]
     if result.best:  # margins with one answer are told together
         same = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
         sentences += [name_fastest(list(found)) for _, found in same]
     lines = write_table([{name: row.get(name) for name in DECIDING} for row in rows])
+    if tasks := list_tasks(result, all_metrics=False):
+        lines += ["", *write_table(tasks)]
     lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
     lines = [line.replace("\u00a0", " ") for line in lines]
     if result.distilled:

@@ -5,7 +5,7 @@ Nothing is trained here, and which models are judged is decided elsewhere.
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,24 @@ from seed import study_dir
 from seed.evaluation.bits import pack_weights
 from seed.evaluation.latency import run_user_command
 from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of
+from seed.evaluation.tasks import TaskSet, score_tasks
 from seed.models.anatomy import cache_of
 from seed.models.checkpoint import load_checkpoint, load_export
+from seed.optimize.analysis import is_run_alike
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
-from seed.records import DENSE, DenseResult, DistillResult, Latency, Packed, PackedByKey, Quality, Size
+from seed.records import (
+    DENSE,
+    DenseResult,
+    DistillResult,
+    Latency,
+    Packed,
+    PackedByKey,
+    Quality,
+    Size,
+    TaskRecord,
+    TaskRun,
+)
 from seed.sessions import Session
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 32, 40
@@ -130,6 +143,41 @@ def pack_and_judge(
             known[key] = tuple(found)
             study_dir.write_record(study.bits, known)
         on_judged(1, f"{key}, {num_bits} bits")
+
+
+def judge_by_tasks(
+    session: Session,
+    results: Sequence[DistillResult],
+    tasks: Mapping[str, TaskSet],
+    *,
+    floors: Mapping[str, float],
+    say: Callable[[str], None],
+) -> None:
+    """Judge the original and exported models by tasks, by the names they were asked by, and write that down, unless it was."""
+    study = session.folder
+    known = study_dir.read_record(study.tasks, TaskRecord) if study.tasks.exists() else TaskRecord(floors={}, runs={})
+    known = msgspec.structs.replace(known, floors=dict(floors))
+    for key, sha256 in [(DENSE, None), *((one.key, one.provenance_sha256) for one in results)]:
+        found = [one for one in known.runs.get(key, ()) if one.provenance_sha256 == sha256]
+        asked = [
+            TaskRun(name=name, limit=one.limit, files_sha256=one.files_sha256, provenance_sha256=sha256, scores=())
+            for name, one in tasks.items()
+        ]
+        missing = [run for run in asked if not any(is_run_alike(run, one) for one in found)]
+        if not missing:
+            continue
+        say(f"tasks: lm-eval asks {key} {', '.join(run.name for run in missing)}")
+        model = (
+            session.teacher.model
+            if key == DENSE
+            else load_export(study.model(key), device=session.device, dtype=session.dtype)
+        )
+        for run in missing:
+            scores = tuple(score_tasks(model, session.teacher.tokenizer, tasks[run.name]))
+            found = [one for one in found if one.name != run.name] + [msgspec.structs.replace(run, scores=scores)]
+            known.runs[key] = tuple(found)
+            study_dir.write_record(study.tasks, known)
+    study_dir.write_record(study.tasks, known)
 
 
 def score_for_user(result: R, eval_command: str | None, *, directory: Path, path: Path) -> R:

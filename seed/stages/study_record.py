@@ -12,7 +12,7 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.evidence import SearchGain, StudyRecord
-from seed.optimize.analysis import compare_replicated, read_sensitivities, summarize_replicas
+from seed.optimize.analysis import compare_replicated, list_task_scores, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, SearchPlan, continue_plan, read_plan
 from seed.records import (
@@ -25,6 +25,7 @@ from seed.records import (
     Quality,
     Record,
     ScoreRow,
+    TaskRecord,
     TrialRecord,
     hash_text,
 )
@@ -56,8 +57,9 @@ def gather_record(
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, width_baselines = read_results(study)
     dense = study_dir.read_record(study.dense, DenseResult) if dense is None else dense
-    checkpoints = {result.key: result.provenance_sha256 for result in distilled} | {DENSE: None}
+    checkpoints = {DENSE: None} | {result.key: result.provenance_sha256 for result in distilled}
     packed = study_dir.read_record(study.bits, PackedByKey) if study.bits.is_file() else {}
+    tasks = study_dir.read_record(study.tasks, TaskRecord) if study.tasks.is_file() else TaskRecord(floors={}, runs={})
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
@@ -91,6 +93,8 @@ def gather_record(
             for key, sha256 in checkpoints.items()
             if key in packed
         },
+        tasks=list_task_scores(tasks, checkpoints),
+        floors=tasks.floors,
     )
 
 
@@ -189,7 +193,15 @@ def holds_score(study: StudyFolder) -> bool:
 
 
 ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
-PLACES = ("model", "space", "start", "recovery_text", "validation_text", "test_text")  # that may name files
+PLACES = (
+    "model",
+    "space",
+    "start",
+    "recovery_text",
+    "validation_text",
+    "test_text",
+    "include_path",
+)  # that may name files
 
 
 class Finished(Record, frozen=True, kw_only=True):
@@ -247,6 +259,7 @@ def fingerprint_files(study: StudyFolder, settings: StudyConfig, *, model: Path)
         study.frontier,
         study.gain,
         study.bits,
+        study.tasks,
     ]
     files = {str(path): path for place in (model.absolute(), *paths.values()) for path in walk_files(place)}
     for place in (*made, study.distilled, study.models):
