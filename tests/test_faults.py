@@ -47,7 +47,7 @@ def list_scored(study: StudyFolder) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose second layer overflows where the first is gone, which holds one neuron of it shut."""
+    """A model whose second layer's attention overflows where the first is gone, behind which all but one channel are small."""
     config = make_config("llama", num_layers=4)
     config.mlp_bias = True
     torch.manual_seed(0)
@@ -56,12 +56,11 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.1)
-        model.model.layers[0].mlp.down_proj.bias[0] = 10
-        mlp = model.model.layers[1].mlp
-        mlp.gate_proj.weight[0] = 0
-        mlp.gate_proj.weight[0, 0] = -1e6
-        mlp.up_proj.weight[0] *= 1e20
-        mlp.down_proj.weight[:, 0] *= 1e20
+        model.model.layers[0].mlp.down_proj.bias[0] = 1000
+        attention = model.model.layers[1].self_attn
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight *= 1e20
+            projection.weight[:, 0] = 0
     path = tmp_path_factory.mktemp("fragile")
     model.save_pretrained(path)
     make_tokenizer().save_pretrained(path)
