@@ -236,7 +236,7 @@ def test_a_search_judges_its_models_by_tasks_each_once(
     assert {one.key: one.keeps_tasks for one in result.distilled} == kept
     assert not all(kept.values())
     said = re.sub(r"\s+", " ", write_result(result, study=study))
-    assert "none (dense) toy_choice 20" in said
+    assert "without layers toy_choice toy_text" in said
     assert "Not recommended, since they keep less than 100 % of toy_text and 100 % of toy_choice: without" in said
     page = study.report.read_text()
     assert "What tasks say" in page

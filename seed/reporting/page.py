@@ -91,7 +91,7 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         worth=describe_worth(record.gain) if record.gain else "",
         models=make_table(list_models(result)),
         distillations=tabulate_distillations(record.distilled),
-        tasks=make_table(list_tasks(result, all_metrics=True)),
+        tasks=make_table(list_tasks(result)),
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from seed.console import Terminal
 from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain
-from seed.records import DENSE, DenseResult, Latency
+from seed.records import DENSE, DenseResult, Latency, TaskScore
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
@@ -240,8 +240,8 @@ def list_model(model: Model, dense: DenseResult) -> dict[str, str | None]:
     }
 
 
-def list_tasks(result: StudyResult, *, all_metrics: bool) -> list[dict[str, str | None]]:
-    """Return the rows of what tasks gave, the dense model's first: one for each task, or for each of its metrics."""
+def list_tasks(result: StudyResult) -> list[dict[str, str | None]]:
+    """Return the rows of what tasks gave, one for each of their metrics, the dense model's first."""
     found = [
         ("none (dense)", result.record.tasks.get(DENSE, ())),
         *((name_model(one), one.tasks) for one in result.distilled),
@@ -249,14 +249,36 @@ def list_tasks(result: StudyResult, *, all_metrics: bool) -> list[dict[str, str 
     return [
         {
             "without layers": name,
-            "task": f"{one.task}, {one.metric}" if all_metrics else one.task,
+            "task": f"{one.task}, {one.metric}",
             "documents": f"{one.documents:,}",
             "score": f"{one.value:.4f}",
             "to dense [95 %]": None if one.difference is None else format_interval(read_difference(one), "+.4f"),
         }
         for name, scores in found
-        for one in (scores if all_metrics else choose_metrics(scores))
+        for one in scores
     ]
+
+
+def list_by_task(result: StudyResult) -> list[dict[str, str | None]]:
+    """Return the dense model's scores and how far each model's lie from them: a column for each task, as many as a line has room for."""
+    scores = choose_metrics(result.record.tasks.get(DENSE, ()))
+    ends = itertools.accumulate(
+        (2 + max(len(one.task), len("+0.000 ± 0.000")) for one in scores), initial=len("none (dense)")
+    )
+    shown = [one for one, end in zip(scores, list(ends)[1:], strict=True) if end <= WIDTH]
+    rows: list[dict[str, str | None]] = [{one.task: f"{one.value:.4f}" for one in shown}]
+    for model in result.distilled:
+        told = {one.task: one for one in choose_metrics(model.tasks)}
+        rows.append({one.task: format_change_of(told[one.task]) if one.task in told else None for one in shown})
+    names = ["none (dense)", *map(name_model, result.distilled)]
+    return [{"without layers": name, **row} for name, row in zip(names, rows, strict=True)]
+
+
+def format_change_of(score: TaskScore) -> str:
+    """Return ``-0.011 ± 0.012``: what a score is above the dense model's, and how far the 95 % interval reaches."""
+    found = read_difference(score)
+    reach = "" if found.high is None or found.value is None else f" ± {found.high - found.value:.3f}"
+    return format_interval(msgspec.structs.replace(found, low=None), "+.3f") + reach
 
 
 # ---- in the terminal, and in Python
@@ -278,6 +300,7 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
         text += f", mean of {'up to ' if len(counts) > 1 else ''}{max(counts)} distillations"
     sentences = [
         f"speed: {record.dense.latency.workload}; PPL: {text}",
+        "tasks: score of the dense model; of others what theirs is above it, ± 95\u00a0%" if record.tasks else "",
         "" if result.best else NOTHING_SCORED,
         describe_unhelped(result),
         describe_bits(result),
@@ -288,8 +311,8 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
         same = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
         sentences += [name_fastest(list(found)) for _, found in same]
     lines = write_table([{name: row.get(name) for name in DECIDING} for row in rows])
-    if tasks := list_tasks(result, all_metrics=False):
-        lines += ["", *write_table(tasks)]
+    if record.tasks:
+        lines += ["", *write_table(list_by_task(result))]
     lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
     lines = [line.replace("\u00a0", " ") for line in lines]
     if result.distilled:
