@@ -126,7 +126,7 @@ def open_session(
         return time_budget.fit_opened(filled, original, shape=shape, speed=speed)
 
     session, filled = sessions.open_for_search(
-        settings, study=study, device=device, reference=executor.reference, say=terminal.say, fit=fit
+        settings, study=study, device=device, reference=executor.reference, terminal=terminal, fit=fit
     )
     for note in session.teacher.notes:
         terminal.say(f"{settings.model}: {note}")

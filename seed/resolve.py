@@ -24,6 +24,7 @@ from seed.optimize.space import list_parts, make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 
+SELF = "self:"  # before a file of prompts, which the model answers itself
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FILE_BYTES = 10**6  # the largest preset has fifty lines
 
@@ -79,8 +80,9 @@ def resolve_config(asked: StudyConfig) -> StudyConfig:
     def resolve_path(text: str | None) -> str | None:
         if not text or text in NAMED_TEXTS:
             return text
-        path = os.path.expanduser(text)
-        return str(Path(path).resolve()) if os.path.exists(path) else text
+        kind = SELF * text.startswith(SELF)
+        path = os.path.expanduser(text.removeprefix(kind))
+        return kind + str(Path(path).resolve()) if os.path.exists(path) else text
 
     return replace(
         settings,

@@ -15,12 +15,14 @@ from torch import nn
 
 from seed import __version__
 from seed.config import StudyConfig, fill_by_size, spell_parts
+from seed.console import Terminal
+from seed.data.answers import read_prompts, write_answers
 from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.evaluation.latency import Workload
 from seed.evaluation.perplexity import DocumentLosses, choose_micro_batch, logits_of, measure_losses
-from seed.models.anatomy import Anatomy, SublayerAnatomy, agree, count_params, prove_sublayers
+from seed.models.anatomy import Anatomy, SublayerAnatomy, agree, count_params, prove_sublayers, text_config
 from seed.models.checkpoint import load_checkpoint, prove_round_trip, write_checkpoint
 from seed.models.checks import refuse_ids
 from seed.models.files import is_local
@@ -47,11 +49,13 @@ from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments, make_walker, start_student
 from seed.proxy.shared_maps import shares_maps
 from seed.records import Candidate, SearchSpace
-from seed.resolve import find_space, list_presets
+from seed.resolve import SELF, find_space, list_presets
 from seed.study_dir import StudyFolder
 
 # What closed form is proven on: so much of calibration and of validation text, and a cut among so many of the last layers.
 PROVEN_WINDOWS, PROVEN_TOKENS, CUT_FROM = 2, 128, 4
+LONGEST_CHAT = 2048  # tokens, of models that set no bound
+QUIET = Terminal(quiet=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,7 @@ def open_for_search(
     study: StudyFolder,
     device: torch.device,
     reference: Reference,
-    say: Callable[[str], None] = lambda line: None,
+    terminal: Terminal = QUIET,
     fit: Callable[[StudyConfig, Original, Teacher, Anatomy], StudyConfig] = lambda settings, *_: settings,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
@@ -136,7 +140,7 @@ def open_for_search(
         study: the folder.
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
-        say: is told what takes seconds.
+        terminal: says what takes seconds.
         fit: chooses what text there is time for, once the model is opened.
     """
     source = find_source(settings)
@@ -168,8 +172,8 @@ def open_for_search(
     )
     settings = fit(settings, original, teacher, anatomy)
     request = request_text(settings, anatomy.config)
-    say(f"reading {request.recovery}")
-    streams = _open_streams(request, teacher)
+    terminal.say(f"reading {request.recovery}")
+    streams = _open_streams(request, teacher, terminal=terminal)
     protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
     return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
@@ -343,11 +347,32 @@ def describe_environment(session: Session) -> Environment:
     )
 
 
-def _open_streams(request: CorpusRequest, teacher: Teacher) -> dict[str, TokenStream]:
-    streams = open_streams(request, teacher.tokenizer)
+def _open_streams(request: CorpusRequest, teacher: Teacher, *, terminal: Terminal = QUIET) -> dict[str, TokenStream]:
+    recovery = request.recovery
+    if recovery.startswith(SELF):
+        request = replace(request, recovery=str(_answer(recovery.removeprefix(SELF), teacher, terminal)))
+    streams = {
+        name: replace(stream, source=recovery if stream.source == request.recovery else stream.source)
+        for name, stream in open_streams(request, teacher.tokenizer).items()
+    }
     for stream in streams.values():
         refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
     return streams
+
+
+def _answer(prompts: str, teacher: Teacher, terminal: Terminal) -> Path:
+    """Let the model answer a file of prompts, and return the file with its answers."""
+    longest = getattr(text_config(teacher.model), "max_position_embeddings", None) or LONGEST_CHAT
+    tokens = read_prompts(prompts, teacher.tokenizer, longest=longest)
+    with terminal.stage("own answers", total=len(tokens)) as advance:
+        return write_answers(
+            teacher.model,
+            teacher.tokenizer,
+            tokens,
+            weights_sha256=hash_weights(teacher.directory),
+            longest=longest,
+            on_answers=lambda count: advance(count, ""),
+        )
 
 
 def _make_session(

@@ -31,8 +31,10 @@ JSON_KINDS = {
 }
 
 
-def read_files(source: str, tokenizer: Any) -> tuple[list[str], tuple[str, ...]]:
+def read_files(source: str, tokenizer: Any, *, as_prompts: bool = False) -> tuple[list[str], tuple[str, ...]]:
     """Return the documents of a file or a folder, and in words which of the folder's files they are from.
+
+    ``as_prompts``: of chats what comes before the last answer, and the words that ask for one.
 
     Raises:
         CorpusError: it is not there, or something in it is no text.
@@ -41,10 +43,10 @@ def read_files(source: str, tokenizer: Any) -> tuple[list[str], tuple[str, ...]]
     if not is_utf8(source):
         raise CorpusError(f"{name_path(place)}: its name is not UTF-8, so that no plan could hold it. Rename it.")
     if os.path.isfile(place):
-        return list(_read_file(place, tokenizer)), ()
+        return list(_read_file(place, tokenizer, as_prompts=as_prompts)), ()
     if os.path.isdir(place):
         files, note = list_files(place)
-        return [text for file in files for text in _read_file(file, tokenizer)], (note,)
+        return [text for file in files for text in _read_file(file, tokenizer, as_prompts=as_prompts)], (note,)
     if os.path.exists(place):
         raise CorpusError(f"{place}: a pipe, a socket or a device, not a file. Save its text in a file, and give that.")
     raise CorpusError(
@@ -88,7 +90,7 @@ def name_path(path: Path) -> str:
     return str(path).encode(errors="backslashreplace").decode()
 
 
-def _read_file(path: Path, tokenizer: Any) -> Iterator[str]:
+def _read_file(path: Path, tokenizer: Any, *, as_prompts: bool) -> Iterator[str]:
     kind, place = kind_of(path), name_path(path)
     if kind in ARROW_SUFFIXES:
         rows: Iterable[tuple[str, Any]] = _read_arrow(path, kind=kind)
@@ -102,7 +104,7 @@ def _read_file(path: Path, tokenizer: Any) -> Iterator[str]:
         yield _read_text(path)
         return
     for where, row in rows:
-        yield render_row(row, tokenizer, place=where)
+        yield render_row(row, tokenizer, place=where, as_prompt=as_prompts)
 
 
 def _read_text(path: Path) -> str:
@@ -175,8 +177,10 @@ def _read_arrow(path: Path, *, kind: str) -> Iterator[tuple[str, Any]]:
         ) from error
 
 
-def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
+def render_row(row: Any, tokenizer: Any, *, place: str, as_prompt: bool = False) -> str:
     """Return the text of one row: its ``text``, or its chat ``messages`` through the model's chat template.
+
+    ``as_prompt``: what a model is to answer, so without answers that stand at the end of the messages.
 
     Raises:
         CorpusError: neither is there, or what is there is no text, or there are messages and no template.
@@ -191,8 +195,12 @@ def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
         messages = [
             check_message(message, place=f"{place}, message {i}") for i, message in enumerate(row["messages"], 1)
         ]
+        while as_prompt and messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if as_prompt and not messages:
+            raise CorpusError(f"{place}: nothing but answers. Give the message that is to be answered.")
         try:
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=as_prompt))
         except Exception as error:  # templates are the model author's programs and raise what they like
             raise CorpusError(f"{place}: the model's chat template refuses these messages ({error}).") from error
     else:
