@@ -107,7 +107,7 @@ class SpaceSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """Data (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, a directory of them, or self:PROMPTS.jsonl to recover)."""
+    """Data (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, a directory of them, self:PROMPTS)."""
 
     recovery_text: str | None = option(
         "trains; validation and test are split off where not given", key="corpus", metavar="SOURCE"
