@@ -456,7 +456,7 @@ class Pipeline:
             )
         if self.settings.bits:
             self.judge_packed(self.settings.bits)
-        if self.tasks:
+        if self.tasks or self.study.tasks.is_file():  # what was bound before may be free now
             models, _ = study_record.read_results(self.study)
             judging.judge_by_tasks(session, models, self.tasks, floors=self.settings.floors, say=terminal.say)
 

@@ -3,7 +3,6 @@
 Terminal, ``--json``, page and dashboard read it; nothing is drawn or worded here.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,13 +181,17 @@ def list_stored(record: StudyRecord, distilled: Sequence[Model]) -> tuple[Stored
 def judge_tasks(model: Model, record: StudyRecord) -> Model:
     """Return the model with its scores of tasks, and whether they are as good as was asked for."""
     scores = record.tasks.get(model.key, ())
-    bound = [(score, record.floors[score.task]) for score in choose_metrics(scores) if score.task in record.floors]
-    return replace(model, tasks=scores, keeps_tasks=all(itertools.starmap(keeps_share, bound)))
+    known = {score.task: score for score in choose_metrics(scores)}
+    keeps = all(keeps_share(known.get(task), share) for task, share in record.floors.items())
+    return replace(model, tasks=scores, keeps_tasks=keeps)
 
 
-def keeps_share(score: TaskScore, share: float) -> bool:
-    """Does a model keep so much of the dense model's score? Of a score that should be low, it may exceed it by as much."""
-    if score.dense_value is None:
+def keeps_share(score: TaskScore | None, share: float) -> bool:
+    """Does a model keep so much of the dense model's score? Of a score that should be low, it may exceed it by as much.
+
+    One that was not asked does not.
+    """
+    if score is None or score.dense_value is None:
         return False
     if score.higher_is_better is False:
         return share * score.value <= score.dense_value

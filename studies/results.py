@@ -59,8 +59,9 @@ def render_page() -> str:
         samples=read_json("smollm2.record/samples.json"),
         fidelity=fidelity.summarize_fidelity(study),
         fidelity_study=study,
-        compare=read_comparison("compare"),
-        compare_4=read_comparison("compare-4"),
+        compare=read_comparison("compare.record/compare.json"),
+        compare_4=read_comparison("compare.record/compare-4.json"),
+        compare_real=read_comparison("smollm2.record/compare.json"),
         strategies={name: title for name, (title, _) in compare.NAMES.items()} | {"gp": "GP"},
         claims=judge_claims(read_record("claims/record/claims.json", Evidence)),
         recovered=recovered,
@@ -107,7 +108,7 @@ def read_depths(name: str) -> list[dict[str, Any]]:
 
 def read_comparison(name: str) -> dict[str, Any]:
     """Return a comparison, and for each strategy its cost and what it reached at each depth; best of the deepest first."""
-    comparison = read_record(f"compare.record/{name}.json", Comparison)
+    comparison = read_record(name, Comparison)
     summary = compare.summarize_comparison(comparison)
     cells: dict[str, dict[str, str]] = {}
     for row in sorted(summary.rows, key=lambda row: -row.num_dropped):

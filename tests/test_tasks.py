@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -243,8 +244,12 @@ def test_a_search_judges_its_models_by_tasks_each_once(
     assert "toy_text, byte_perplexity" in page
     # other task files, other tasks
     (own / "choice.yaml").write_text((own / "choice.yaml").read_text() + "num_fewshot: 0\n")
-    search(told, Terminal(quiet=True))
+    record = search(told, Terminal(quiet=True))
     assert asked[2 * len(keys) :] == ["toy_choice"] * len(keys)
+    # no floor is asked for now; where one is, what was not asked does not keep it
+    assert record.floors == {}
+    strange = msgspec.structs.replace(record, floors={"toy_other": 0.1})
+    assert not any(one.keeps_tasks for one in compute_result(strange).distilled)
 
 
 def test_a_floor_of_no_task_is_refused_before_anything_is_done(
