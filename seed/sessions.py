@@ -369,7 +369,7 @@ def _answer(prompts: str, teacher: Teacher, terminal: Terminal) -> Path:
             teacher.model,
             teacher.tokenizer,
             tokens,
-            weights_sha256=hash_weights(teacher.directory),
+            version=teacher.commit or hash_weights(teacher.directory),
             longest=longest,
             on_answers=lambda count: advance(count, ""),
         )

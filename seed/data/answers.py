@@ -53,7 +53,7 @@ def write_answers(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    weights_sha256: str,
+    version: str,
     longest: int,
     on_answers: Callable[[int], None],
 ) -> Path:
@@ -63,7 +63,7 @@ def write_answers(
         model: in evaluation mode.
         tokenizer: its own.
         prompts: as tokens.
-        weights_sha256: of the model; the file is of this model and these prompts.
+        version: of the model, a commit of the hub or a hash of its weights; the file is of this model and these prompts.
         longest: tokens that the model reads and writes in all.
         on_answers: is told how many answers are there now.
 
@@ -71,7 +71,7 @@ def write_answers(
         ResourceError: the file cannot be written.
     """
     place = Path(constants.HF_ASSETS_CACHE) / "seed" / "answers"
-    path = place / f"{hash_text(repr((weights_sha256, prompts, longest, NEW_TOKENS, TOP_P, BATCH)))}.jsonl"
+    path = place / f"{hash_text(repr((version, prompts, longest, NEW_TOKENS, TOP_P, BATCH)))}.jsonl"
     if path.is_file():
         on_answers(len(prompts))
         return path

@@ -41,7 +41,7 @@ PROMPTS = [list(f"prompt {'x' * number}".encode()) for number in range(10)]
 
 
 def write(model: Any, **more: Any) -> Path:
-    told = {"weights_sha256": "a", "longest": LONGEST, "on_answers": lambda count: None} | more
+    told = {"version": "a", "longest": LONGEST, "on_answers": lambda count: None} | more
     return answers.write_answers(model, make_tokenizer(), PROMPTS, **told)
 
 
@@ -93,7 +93,7 @@ def test_a_killed_process_is_gone_on_with(
     assert told == [4, 4, 2]
     assert write(model).read_text() == whole
     assert len(sampled) == 4
-    assert write(model, weights_sha256="b").is_file()  # of another model others
+    assert write(model, version="b").is_file()  # of another model others
     assert len(sampled) == 7
 
 
